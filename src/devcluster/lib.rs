@@ -1,0 +1,3 @@
+//! The embedded development cluster: a Kubernetes API server, scheduler and controllers in one process.
+
+pub mod status;

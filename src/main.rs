@@ -1,0 +1,2 @@
+//! vnode
+fn main() {}

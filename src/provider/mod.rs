@@ -1,0 +1,144 @@
+//! What stands behind a node, and the one interface to it: [`Provider`].
+//!
+//! A provider never sees the API server. It receives pods whose environment is resolved
+//! ([`ResolvedPod`]), keeps each under its uid, and tells what it knows of them as
+//! [`PodObservation`]s, on request and through its [`PodNotifier`]. Phase, conditions, retries,
+//! deletion and status are the agent's business.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`error`] | [`ProviderError`]: what a failed call lets the agent conclude |
+//! | [`types`] | what travels in both directions |
+//! | [`registry`] | from a VirtualNode's `spec.provider` to a running provider |
+//! | [`conformance`] | the checks that every provider must pass |
+//! | [`mock`] | the simulator |
+
+pub mod conformance;
+pub mod error;
+pub mod mock;
+pub mod registry;
+pub mod types;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use error::{ProviderError, Result};
+pub use types::*;
+
+/// Receives word that a pod changed at the provider.
+///
+/// Calls are cheap, never block and may come from any thread. Only the latest observation of a pod is
+/// kept, so a provider may call as often as it likes.
+pub trait PodNotifier: Send + Sync + 'static {
+    /// The pod is now as `observation` says.
+    fn changed(&self, observation: PodObservation);
+}
+
+/// What every provider is given when it is made.
+#[derive(Clone)]
+pub struct ProviderContext {
+    /// The node's name, which is also the VirtualNode's.
+    pub node: Arc<str>,
+    /// The VirtualNode's uid: the mark to put on everything made for this node.
+    pub node_uid: Arc<str>,
+    /// Where to tell of changes.
+    pub notifier: Arc<dyn PodNotifier>,
+    /// The data of the credentials Secret, if the VirtualNode names one.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// The data of a credentials Secret. Its Debug output shows key names only.
+pub struct Credentials(pub std::collections::BTreeMap<String, bytes::Bytes>);
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A duplex byte stream to a port of a pod.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Runs the pods of one node.
+///
+/// The agent bounds how many calls are under way, gives each a deadline and drops the future when it
+/// passes, so every method must be cancel-safe: a dropped call may or may not have taken effect, and the
+/// agent will ask again. All calls are idempotent by the pod's uid.
+///
+/// Only the pod's life-cycle and [`ping`](Self::ping) must be implemented. The other abilities default
+/// to [`ProviderError::Unsupported`], which users see as "not supported by this provider"; say which
+/// ones are there in [`capabilities`](Self::capabilities).
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// What this provider can do. Constant for the provider's life.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts the pod. Creating a pod that is already there succeeds and changes nothing.
+    async fn create_pod(&self, pod: &ResolvedPod) -> Result<()>;
+
+    /// Applies a change that Kubernetes allows on a running pod: labels, annotations, images, tolerations.
+    /// A provider that has nothing to do with them keeps the default, which succeeds.
+    async fn update_pod(&self, _pod: &ResolvedPod) -> Result<()> {
+        Ok(())
+    }
+
+    /// Begins to stop the pod: its containers are asked to end and killed after `grace`.
+    ///
+    /// Returns as soon as stopping has begun. The record stays until [`remove_pod`](Self::remove_pod), and its
+    /// observations must come to show every container terminated. A second call with a shorter grace
+    /// shortens the wait. `NotFound` when there is no such pod.
+    async fn stop_pod(&self, pod: &PodRef, grace: Duration) -> Result<()>;
+
+    /// Forgets a pod and frees all that it held, killing what still runs. Removing a pod that is not
+    /// there succeeds.
+    async fn remove_pod(&self, pod: &PodRef) -> Result<()>;
+
+    /// What is known of one pod; `NotFound` only when it is certain that there is no such pod.
+    async fn get_pod(&self, pod: &PodRef) -> Result<PodObservation>;
+
+    /// Every pod that carries this node's mark, stopped ones included. Fails rather than answer in part.
+    async fn list_pods(&self) -> Result<Vec<PodObservation>>;
+
+    /// Takes back a pod that ran before this process started. Only called for
+    /// [`volatile`](Capabilities::volatile) providers, with the status that the API server last had.
+    async fn restore_pod(&self, pod: &ResolvedPod) -> Result<()> {
+        self.create_pod(pod).await
+    }
+
+    /// Succeeds when the provider can be reached and would accept work.
+    async fn ping(&self) -> Result<()>;
+
+    /// What the machine behind the node looks like. Called at the start and now and then.
+    async fn describe_node(&self) -> Result<NodeDescription> {
+        Ok(NodeDescription::default())
+    }
+
+    /// The log lines of a container. `tail` and `since` apply to the lines there are when it is called.
+    async fn logs(&self, _pod: &PodRef, _container: &str, _options: &LogOptions) -> Result<LogStream> {
+        Err(ProviderError::Unsupported("reading logs"))
+    }
+
+    /// Runs a command in a container and returns when it has ended and its output is written.
+    async fn exec(&self, _pod: &PodRef, _container: &str, _command: &[String], _io: SessionIo) -> Result<ExitStatus> {
+        Err(ProviderError::Unsupported("exec"))
+    }
+
+    /// Joins the main process of a container; returns when the process or the client ends.
+    async fn attach(&self, _pod: &PodRef, _container: &str, _io: SessionIo) -> Result<ExitStatus> {
+        Err(ProviderError::Unsupported("attach"))
+    }
+
+    /// Connects to a port inside the pod.
+    async fn port_forward(&self, _pod: &PodRef, _port: u16) -> Result<Box<dyn Duplex>> {
+        Err(ProviderError::Unsupported("port-forward"))
+    }
+
+    /// What the node and its pods use at this moment.
+    async fn stats(&self) -> Result<NodeUsage> {
+        Err(ProviderError::Unsupported("statistics"))
+    }
+}

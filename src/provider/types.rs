@@ -1,0 +1,275 @@
+//! What travels between an agent and its provider.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, NodeAddress, NodeCondition, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::error::Result;
+
+/// Names one pod for good: two pods of the same name differ in their uid.
+///
+/// The uid is the identity at the provider; namespace and name are for people.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodRef {
+    /// `metadata.namespace`
+    pub namespace: Arc<str>,
+    /// `metadata.name`
+    pub name: Arc<str>,
+    /// `metadata.uid`
+    pub uid: Arc<str>,
+}
+
+impl PodRef {
+    /// The reference of a pod that came from the API server.
+    pub fn of(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let text = |v: &Option<String>| Arc::from(v.as_deref().unwrap_or_default());
+        Self { namespace: text(&meta.namespace), name: text(&meta.name), uid: text(&meta.uid) }
+    }
+}
+
+impl fmt::Display for PodRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A pod as a provider receives it: everything that needs the API server is already resolved.
+#[derive(Clone, Debug)]
+pub struct ResolvedPod {
+    /// The pod as the API server has it, without `managedFields`.
+    pub pod: Arc<Pod>,
+    /// Environment, command and arguments of each container by name, init containers included.
+    pub containers: BTreeMap<String, ResolvedContainer>,
+}
+
+impl ResolvedPod {
+    /// The pod's identity.
+    pub fn pod_ref(&self) -> PodRef {
+        PodRef::of(&self.pod)
+    }
+}
+
+/// What a container needs resolved before it can start.
+#[derive(Clone, Debug, Default)]
+pub struct ResolvedContainer {
+    /// In the order in which Kubernetes sets them; a later entry of a name has replaced an earlier one.
+    pub env: Vec<EnvVar>,
+    /// `command` with `$(VAR)` expanded.
+    pub command: Vec<String>,
+    /// `args` with `$(VAR)` expanded.
+    pub args: Vec<String>,
+}
+
+/// One resolved environment variable.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EnvVar {
+    /// The variable's name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// True when any part of the value came from a Secret, so that a service's secure values can hold it.
+    pub secret: bool,
+}
+
+impl fmt::Debug for EnvVar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.secret { "<secret>" } else { &self.value };
+        write!(f, "{}={value:?}", self.name)
+    }
+}
+
+/// What a provider knows of one pod. The phase and the conditions are computed from it by the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodObservation {
+    /// Which pod this is, from the mark that the provider keeps with it.
+    pub pod: PodRef,
+    /// When the provider accepted the pod.
+    pub start_time: Option<Timestamp>,
+    /// The pod's addresses, the primary one first; empty while unknown.
+    pub pod_ips: Vec<IpAddr>,
+    /// The host's address as pods on it should see it; the node's own when `None`.
+    pub host_ip: Option<IpAddr>,
+    /// One entry for each of `spec.initContainers`.
+    pub init_containers: Vec<ContainerStatus>,
+    /// One entry for each of `spec.containers`.
+    pub containers: Vec<ContainerStatus>,
+    /// A word for `status.reason` when the provider ended the pod of its own accord.
+    pub reason: Option<String>,
+    /// The sentence that goes with `reason`.
+    pub message: Option<String>,
+}
+
+impl PodObservation {
+    /// True when no container runs or will run again without being asked to.
+    ///
+    /// This is what a deletion waits for.
+    pub fn is_terminated(&self) -> bool {
+        let over = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.terminated.is_some());
+        !self.containers.is_empty() && self.containers.iter().all(over)
+    }
+}
+
+/// What the machine behind a node looks like, as far as the provider knows; the rest is defaulted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeDescription {
+    /// Resource name to amount.
+    pub capacity: BTreeMap<String, Quantity>,
+    /// Conditions beside `Ready`, which is the agent's.
+    pub conditions: Vec<NodeCondition>,
+    /// Addresses to publish in place of the operator's own.
+    pub addresses: Vec<NodeAddress>,
+    /// `linux` or `windows`.
+    pub operating_system: Option<String>,
+    /// As in GOARCH: `amd64`, `arm64`.
+    pub architecture: Option<String>,
+    /// The version of the service behind the provider.
+    pub version: Option<String>,
+    /// `spec.providerID` of the Node.
+    pub provider_id: Option<String>,
+}
+
+/// What a provider can do beyond running pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`logs`](super::Provider::logs)
+    pub logs: bool,
+    /// [`exec`](super::Provider::exec)
+    pub exec: bool,
+    /// [`attach`](super::Provider::attach)
+    pub attach: bool,
+    /// [`port_forward`](super::Provider::port_forward)
+    pub port_forward: bool,
+    /// [`stats`](super::Provider::stats)
+    pub stats: bool,
+    /// Calls its notifier on every change; without it the agent polls.
+    pub notifies: bool,
+    /// Pods live in this process and are gone with it. After a restart the agent hands them to
+    /// [`restore_pod`](super::Provider::restore_pod).
+    pub volatile: bool,
+}
+
+/// Which log lines are wanted. Kubernetes: `PodLogOptions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Keep the stream open for lines that are written later.
+    pub follow: bool,
+    /// The container's previous instance instead of the current one.
+    pub previous: bool,
+    /// Only the last so many lines of what exists.
+    pub tail: Option<u64>,
+    /// Only lines at or after this time.
+    pub since: Option<Timestamp>,
+}
+
+/// Which of a container's streams a line was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line of a container's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// When it was written.
+    pub time: Timestamp,
+    /// Where it was written.
+    pub source: LogSource,
+    /// Its bytes with the line's end, if it had one.
+    pub text: Bytes,
+}
+
+/// Log lines, oldest first. Ends when there are no more, or never when following a live container.
+pub type LogStream = BoxStream<'static, Result<LogLine>>;
+
+/// The reading half of a stream.
+pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
+/// The writing half of a stream.
+pub type Writer = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// A terminal's size in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// The streams of an exec or attach session. A `None` stream was not asked for.
+pub struct SessionIo {
+    /// What the client types; its end is the end of the process's standard input.
+    pub stdin: Option<Reader>,
+    /// Where standard output goes; with a terminal, standard error too.
+    pub stdout: Option<Writer>,
+    /// Where standard error goes.
+    pub stderr: Option<Writer>,
+    /// The client wants a terminal.
+    pub tty: bool,
+    /// The terminal's sizes, the first one at the start.
+    pub resize: Option<mpsc::Receiver<TerminalSize>>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// 0 is success; 128 + n when ended by signal n.
+    pub code: i32,
+}
+
+/// Use of processor and memory at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage {
+    /// When it was measured.
+    pub time: Timestamp,
+    /// Processor time used since the start, in nanoseconds.
+    pub cpu_nanos: Option<u64>,
+    /// Processors in use, in billionths of one.
+    pub cpu_nano_cores: Option<u64>,
+    /// Memory that cannot be reclaimed under pressure, in bytes.
+    pub memory_working_set: Option<u64>,
+}
+
+/// Use of one pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodUsage {
+    /// Which pod.
+    pub pod: PodRef,
+    /// When it started.
+    pub start_time: Option<Timestamp>,
+    /// Its containers: name, start, use.
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// Use of one container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerUsage {
+    /// The container's name.
+    pub name: String,
+    /// When it started.
+    pub start_time: Option<Timestamp>,
+    /// What it uses.
+    pub usage: Usage,
+}
+
+/// Use of a node and its pods. What is not known is left out, never zero.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct NodeUsage {
+    /// The machine as a whole; the sum of the pods when `None`.
+    pub node: Option<Usage>,
+    /// Each pod.
+    pub pods: Vec<PodUsage>,
+}
