@@ -1,0 +1,324 @@
+//! A cluster and an operator for the tests, each a process of its own, driven with `kubectl`.
+//!
+//! By default the cluster is the embedded one. With `VNODE_E2E_KUBECONFIG` it is whatever that file names:
+//! then the tests that stop or restart the API server say that they are skipped, and all objects carry
+//! names of this run and are removed again.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long something that takes a second on an idle machine may take on a busy one.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test: `VNODE_BIN`, or the one that cargo built for this test.
+pub fn vnode_binary() -> PathBuf {
+    std::env::var_os("VNODE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_vnode").into(), PathBuf::from)
+}
+
+/// A process that is killed with its handle.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(mut command: Command, log: &Path) -> Self {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+        Self { child, log: log.into() }
+    }
+
+    /// SIGKILL: no chance to clean up.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, then waits for a clean end and returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.kill();
+        None
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has written to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("--- {} ---", self.log.display());
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// A cluster, an operator on it, and a folder for files.
+pub struct Bed {
+    /// The API server, unless the cluster is somebody else's.
+    pub cluster: Option<Process>,
+    /// The operator.
+    pub operator: Option<Process>,
+    /// Files of this bed.
+    pub dir: tempfile::TempDir,
+    /// Part of every name that the tests make.
+    pub id: String,
+    kubeconfig: PathBuf,
+    listen: String,
+    ports: (u16, u16),
+}
+
+static BEDS: AtomicU32 = AtomicU32::new(0);
+static PORTS: AtomicU16 = AtomicU16::new(0);
+
+/// A range of 61 ports that no other bed of this process uses.
+fn port_range() -> (u16, u16) {
+    // Test processes run one after the other; within one, each bed has a range of its own.
+    let first = 21_000 + PORTS.fetch_add(1, Ordering::SeqCst) % 100 * 80;
+    (first, first + 60)
+}
+
+impl Bed {
+    /// A cluster with an operator.
+    pub fn new() -> Self {
+        Self::with_operator_flags(&[])
+    }
+
+    /// A cluster with an operator that gets more flags.
+    pub fn with_operator_flags(flags: &[&str]) -> Self {
+        let mut bed = Self::cluster_only();
+        bed.start_operator_with(flags);
+        bed
+    }
+
+    /// A cluster of our own that can be stopped and started, or `None` when the cluster is somebody else's.
+    pub fn own() -> Option<Self> {
+        if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
+            eprintln!("SKIPPED: this test stops the API server, which only works on the embedded cluster");
+            return None;
+        }
+        Some(Self::new())
+    }
+
+    /// A cluster without an operator.
+    pub fn cluster_only() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let id = format!("e{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::SeqCst));
+        let mut bed = Self {
+            cluster: None,
+            operator: None,
+            kubeconfig: dir.path().join("kubeconfig"),
+            listen: "127.0.0.1:0".into(),
+            ports: port_range(),
+            dir,
+            id,
+        };
+        match std::env::var_os("VNODE_E2E_KUBECONFIG") {
+            Some(file) => {
+                bed.kubeconfig = file.into();
+                let crds = Command::new(vnode_binary()).arg("crd").output().expect("vnode crd");
+                bed.apply(&String::from_utf8_lossy(&crds.stdout));
+            }
+            None => bed.start_cluster(),
+        }
+        bed
+    }
+
+    /// Starts the API server, on the same port and with the same state as before if there was one.
+    pub fn start_cluster(&mut self) {
+        let mut command = Command::new(vnode_binary());
+        command.args(["dev", "--cluster-only", "--listen", &self.listen]);
+        command.arg("--kubeconfig-out").arg(&self.kubeconfig).arg("--data-dir").arg(self.dir.path().join("state"));
+        let mut process = Process::start(command, &self.dir.path().join("cluster.log"));
+        let out = process.child.stdout.take().expect("piped");
+        let mut lines = BufReader::new(out).lines();
+        let ready = lines.by_ref().map_while(Result::ok).find_map(|l| l.split("https://").nth(1).map(str::to_owned));
+        let Some(address) = ready else { panic!("the cluster did not start:\n{}", process.log()) };
+        self.listen = address.split_whitespace().next().unwrap_or_default().trim_end_matches(['/', '.']).into();
+        // Somebody must read what it prints, or it would block.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.cluster = Some(process);
+    }
+
+    /// Starts an operator, the old one being gone.
+    pub fn start_operator(&mut self) {
+        self.start_operator_with(&[]);
+    }
+
+    /// Starts an operator with more flags.
+    pub fn start_operator_with(&mut self, flags: &[&str]) {
+        let mut command = Command::new(vnode_binary());
+        command.arg("operator").arg("--kubeconfig").arg(&self.kubeconfig);
+        command.arg("--kubelet-ports").arg(format!("{}-{}", self.ports.0, self.ports.1));
+        command.args(["--node-ip", "127.0.0.1", "--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);
+        command.args(["--namespace", "vnode-system", "--identity", "e2e"]).args(flags);
+        let mut process = Process::start(command, &self.dir.path().join("operator.log"));
+        let out = process.child.stdout.take().expect("piped");
+        std::thread::spawn(move || BufReader::new(out).lines().for_each(drop));
+        self.operator = Some(process);
+    }
+
+    /// A name that is this bed's own.
+    pub fn name(&self, name: &str) -> String {
+        format!("{name}-{}", self.id)
+    }
+
+    /// A port of this bed's range that the operator gives out last.
+    pub fn spare_port(&self) -> u16 {
+        self.ports.1
+    }
+
+    /// The kubeconfig file.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// `kubectl`, with this cluster's kubeconfig.
+    pub fn command(&self) -> Command {
+        let kubectl = std::env::var_os("VNODE_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        let mut command = Command::new(kubectl);
+        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(self.dir.path().join("cache"));
+        command
+    }
+
+    /// Runs `kubectl` with words split at spaces.
+    pub fn try_kubectl(&self, words: &str) -> Output {
+        self.command().args(words.split_whitespace()).stdin(Stdio::null()).output().expect("kubectl is on the PATH")
+    }
+
+    /// Runs `kubectl`, which must succeed, and returns what it printed.
+    pub fn kubectl(&self, words: &str) -> String {
+        let out = self.try_kubectl(words);
+        assert!(out.status.success(), "kubectl {words}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// `kubectl get … -o json`, or `None` when there is no such thing.
+    pub fn get(&self, what: &str) -> Option<Value> {
+        let out = self.try_kubectl(&format!("get {what} -o json"));
+        out.status.success().then(|| serde_json::from_slice(&out.stdout).expect("kubectl prints JSON"))
+    }
+
+    /// `kubectl apply -f -`, which must succeed.
+    pub fn apply(&self, manifest: &str) -> String {
+        match self.try_apply(manifest) {
+            Ok(said) => said,
+            Err(said) => panic!("kubectl apply: {said}\n{manifest}"),
+        }
+    }
+
+    /// `kubectl apply -f -`: what it printed, or what it complained of.
+    pub fn try_apply(&self, manifest: &str) -> Result<String, String> {
+        use std::io::Write as _;
+        let mut command = self.command();
+        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("kubectl is on the PATH");
+        child.stdin.take().expect("piped").write_all(manifest.as_bytes()).expect("kubectl reads");
+        let out = child.wait_with_output().expect("kubectl ends");
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+    }
+
+    /// A simulated node with more of a spec, in YAML lines of two spaces; waits until it is Ready.
+    pub fn ready_node(&self, name: &str, spec: &str) {
+        self.apply(&virtual_node(name, spec));
+        self.wait(&format!("virtualnode/{name}"), "condition=Ready");
+        self.wait(&format!("node/{name}"), "condition=Ready");
+    }
+
+    /// `kubectl wait`
+    pub fn wait(&self, what: &str, for_: &str) {
+        eventually(&format!("{what} exists"), || self.get(what));
+        let out = self.try_kubectl(&format!("wait {what} --for={for_} --timeout={}s", PATIENCE.as_secs()));
+        if !out.status.success() {
+            let state = self.try_kubectl(&format!("get {what} -o yaml"));
+            panic!(
+                "{what} is not {for_}: {}\n{}",
+                String::from_utf8_lossy(&out.stderr),
+                String::from_utf8_lossy(&state.stdout)
+            );
+        }
+    }
+
+    /// Waits until a pod is in a phase.
+    pub fn wait_phase(&self, pod: &str, phase: &str) {
+        self.wait(&format!("pod/{pod}"), &format!("jsonpath={{.status.phase}}={phase}"));
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if self.cluster.is_none() && !std::thread::panicking() {
+            let _ = self.try_kubectl("delete pods --all --wait=false -n default");
+            let _ = self.try_kubectl("delete virtualnodes --all --timeout=60s");
+        }
+    }
+}
+
+/// A VirtualNode of type mock.
+pub fn virtual_node(name: &str, spec: &str) -> String {
+    let provider = if spec.contains("provider:") { "" } else { "  provider: {type: mock, mock: {}}\n" };
+    format!("apiVersion: vnode.dev/v1alpha1\nkind: VirtualNode\nmetadata:\n  name: {name}\nspec:\n{provider}{spec}\n")
+}
+
+/// A pod that goes to one node.
+pub fn pod(name: &str, node: &str, annotations: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  annotations: {{{annotations}}}\nspec:\n  \
+         nodeSelector: {{kubernetes.io/hostname: {node}}}\n  \
+         tolerations: [{{key: virtual-kubelet.io/provider, operator: Exists}}]\n  \
+         containers: [{{name: main, image: example/app:1}}]\n---\n"
+    )
+}
+
+/// Waits for something to come true and returns it.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < end, "after {PATIENCE:?} still not: {what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The condition of a type.
+pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)
+}
+
+/// True when the condition is there with this status and reason.
+pub fn has_condition(object: &Value, kind: &str, status: &str, reason: &str) -> bool {
+    condition(object, kind).is_some_and(|c| c["status"] == status && c["reason"] == reason)
+}
