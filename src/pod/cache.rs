@@ -127,6 +127,10 @@ pub(crate) struct Record {
     pub refused: Option<(String, String)>,
     /// Why it could not be created yet.
     pub trouble: Option<Trouble>,
+    /// The provider has had it since this process started.
+    pub seen: bool,
+    /// The API server was told to delete it for good.
+    pub deleted: bool,
     /// When the containers have to be over, once asked to stop.
     pub stop_by: Option<tokio::time::Instant>,
     /// The status last written, until the watch has caught up with it.
@@ -198,6 +202,8 @@ impl Record {
             applied: None,
             refused: None,
             trouble: None,
+            seen: false,
+            deleted: false,
             stop_by: None,
             written: None,
             counted: None,
@@ -414,6 +420,7 @@ impl Cache {
         let news = record.at_provider != AtProvider::Present || record.observation.as_ref() != Some(&observation);
         record.observed_at = asked.unwrap_or_else(|| self.moment());
         record.at_provider = AtProvider::Present;
+        record.seen = true;
         record.observation = Some(observation);
         news
     }
