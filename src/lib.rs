@@ -18,4 +18,7 @@
 //! | [`api`] | the custom resource types |
 
 pub mod api;
+pub mod kubelet;
 pub mod provider;
+pub mod telemetry;
+pub mod tls;
