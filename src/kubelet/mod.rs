@@ -1,14 +1,22 @@
 //! The kubelet API of every node of this process.
 //!
-//! A connection comes in at a node's own port ([`server`]), its requests are named ([`route`]), the caller
-//! is identified and its right to ask is established ([`auth`]); only then is the node looked at and one of
-//! [`logs`], [`stats`] or [`pods`] answers through the node's [`NodeBackend`].
+//! A connection comes in at a node's own port (`listeners`, `server`) and is served within its limits
+//! (`connection`); its requests are named (`route`), the caller is identified and its right to ask is
+//! established ([`auth`]); only then is the node looked at and one of `logs`, `stats` or `pods` answers
+//! through the node's [`NodeBackend`] (`handler`).
 //!
 //! All nodes share one acceptor task, one TLS identity and one set of caches: a listener costs a socket
 //! and a few hundred bytes.
 
 pub mod auth;
+mod connection;
+mod handler;
+mod listeners;
+mod logs;
+mod pods;
+mod route;
 mod server;
+mod stats;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +82,7 @@ impl Default for KubeletOptions {
             max_connections: 4096,
             max_connections_per_client: 2048,
             handshake_timeout: Duration::from_secs(10),
-            header_timeout: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(120),
             provider_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),

@@ -51,7 +51,11 @@ impl Access {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, user = %user.name, node, "access to a node could not be reviewed; it is refused");
-                    return Err(Denied::Unknown { user: user.name.clone(), verb, subresources: subresources.join(" ") });
+                    return Err(Denied::Unknown {
+                        user: user.name.clone(),
+                        verb,
+                        subresources: subresources.join(" "),
+                    });
                 }
             }
         }

@@ -65,7 +65,8 @@ impl ClientCas {
             };
             if !std::mem::replace(&mut told, true) {
                 let trusted = self.verifier.load().is_some();
-                let effect = if trusted { "the last one read stays in force" } else { "only bearer tokens are accepted" };
+                let effect =
+                    if trusted { "the last one read stays in force" } else { "only bearer tokens are accepted" };
                 tracing::warn!(%why, "the cluster's client CA (ConfigMap {NAMESPACE}/{NAME}) cannot be read: {effect}");
             }
         }

@@ -123,12 +123,14 @@ mod tests {
 
     #[test]
     fn a_review_without_a_clear_yes_and_a_name_is_a_no() {
-        let review = |status: serde_json::Value| serde_json::from_value(serde_json::json!({ "status": status })).unwrap();
+        let review =
+            |status: serde_json::Value| serde_json::from_value(serde_json::json!({ "status": status })).unwrap();
         assert!(verdict(review(serde_json::json!({}))).is_none());
         assert!(verdict(review(serde_json::json!({"authenticated": true}))).is_none());
         assert!(verdict(review(serde_json::json!({"authenticated": true, "user": {"username": ""}}))).is_none());
         assert!(verdict(review(serde_json::json!({"authenticated": false, "user": {"username": "a"}}))).is_none());
-        let user = verdict(review(serde_json::json!({"authenticated": true, "user": {"username": "a", "groups": ["g"]}})));
+        let user =
+            verdict(review(serde_json::json!({"authenticated": true, "user": {"username": "a", "groups": ["g"]}})));
         assert_eq!(user.unwrap().groups, ["g"]);
     }
 }
