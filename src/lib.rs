@@ -18,4 +18,6 @@
 //! | [`api`] | the custom resource types |
 
 pub mod api;
+pub mod cluster;
+pub mod pod;
 pub mod provider;

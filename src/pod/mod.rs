@@ -1,0 +1,238 @@
+//! The pods of all nodes of this process: what to do (pure) apart from doing it.
+//!
+//! ```text
+//!  API server ──watch──▶ cache ──▶ queue ──▶ plan ──▶ run ──▶ provider
+//!       ▲                  ▲                           │         │
+//!       └──────────────────┼──── status, deletion ─────┘         │
+//!                          └──────────── observations ───────────┘
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`watch`] | one watch of the bound pods for the whole fleet |
+//! | [`cache`] | what is known of each pod, by node and uid |
+//! | [`plan`] | pure: from what is known to the next step |
+//! | [`status`] | pure: from an observation to `status` |
+//! | [`environment`] | environment variables, command and arguments, resolved |
+//! | [`run`] | performs the steps |
+//!
+//! A pod is one key of one queue. Only one step of a pod is under way at any time, so a status never
+//! overtakes an older one. A node's calls to its provider are bounded in number and time, and a call that
+//! is slow gives its worker's place back: a hanging provider delays nobody else's pods.
+
+mod adopt;
+pub mod cache;
+pub mod environment;
+pub mod plan;
+mod run;
+pub mod status;
+mod watch;
+mod write;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{Semaphore, watch as watch_channel};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::virtual_node::PodCounts;
+use crate::cluster::events::EventWriter;
+use crate::cluster::queue::{Backoff, WorkQueue};
+use crate::provider::{PodNotifier, PodObservation, Provider};
+use cache::Cache;
+
+/// How the pod controller works.
+#[derive(Clone)]
+pub struct PodConfig {
+    /// Called with a node's name when its [`PodController::counts`] may have changed. Must not block.
+    pub on_counts: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Steps that run at a time, slow provider calls not counted. Default 32.
+    pub workers: usize,
+    /// The longest a call to a provider may take. Default 30 s.
+    pub call_deadline: Duration,
+    /// Calls under way at one provider at a time. Default 16.
+    pub per_node_calls: usize,
+    /// How often providers that do not notify are asked for their pods. Default 5 s.
+    pub poll_interval: Duration,
+    /// How often the others are, to find pods that vanished. Default 5 min.
+    pub resync_interval: Duration,
+    /// How the delay of a pod that keeps failing grows. Default 1 s to 5 min.
+    pub backoff: Backoff,
+}
+
+impl Default for PodConfig {
+    fn default() -> Self {
+        Self {
+            on_counts: Arc::new(|_| {}),
+            workers: 32,
+            call_deadline: Duration::from_secs(30),
+            per_node_calls: 16,
+            poll_interval: Duration::from_secs(5),
+            resync_interval: Duration::from_secs(300),
+            backoff: Backoff { base: Duration::from_secs(1), max: Duration::from_secs(300) },
+        }
+    }
+}
+
+/// A node whose pods are to be run.
+#[derive(Clone)]
+pub struct NodeHandle {
+    /// The Node's name.
+    pub name: Arc<str>,
+    /// The VirtualNode's uid.
+    pub uid: Arc<str>,
+    /// What runs the pods.
+    pub provider: Arc<dyn Provider>,
+    /// `status.hostIP` of the pods, unless the provider knows better.
+    pub host_ip: IpAddr,
+}
+
+/// Runs the pods of every node of this process.
+pub struct PodController {
+    client: kube::Client,
+    config: PodConfig,
+    cache: Cache,
+    queue: Arc<WorkQueue<Key>>,
+    events: EventWriter,
+    objects: environment::ObjectCache,
+    workers: Arc<Semaphore>,
+    synced: watch_channel::Sender<bool>,
+}
+
+/// What the queue hands out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// The next step of a pod.
+    Pod(Arc<str>),
+    /// Compare all pods of a node with what its provider has.
+    Node(Arc<str>),
+    /// A pod at a node's provider that the cluster does not know.
+    Stray(Arc<str>, crate::provider::PodRef),
+}
+
+impl PodController {
+    /// A controller without nodes. Nothing happens before [`run`](Self::run).
+    pub fn new(client: kube::Client, config: PodConfig) -> Arc<Self> {
+        Arc::new(Self {
+            events: EventWriter::new(client.clone()),
+            objects: environment::ObjectCache::new(client.clone()),
+            queue: WorkQueue::new(config.backoff),
+            workers: Arc::new(Semaphore::new(config.workers.max(1))),
+            synced: watch_channel::Sender::new(false),
+            cache: Cache::default(),
+            client,
+            config,
+        })
+    }
+
+    /// Watches and reconciles until `shutdown`. Pods keep running at their providers.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let watching = self.clone().watch(shutdown.clone());
+        let working = self.clone().work(shutdown.clone());
+        let events = self.events.run(shutdown.clone());
+        tokio::join!(watching, working, events);
+    }
+
+    /// Where the provider of a node tells of changes. May be made before [`add_node`](Self::add_node).
+    pub fn notifier(self: &Arc<Self>, node: &Arc<str>) -> Arc<dyn PodNotifier> {
+        Arc::new(NodeNotifier { controller: Arc::downgrade(self), node: node.clone() })
+    }
+
+    /// Begins to run a node's pods, or replaces the handle of a node that is there.
+    pub fn add_node(&self, node: NodeHandle) {
+        let name = node.name.clone();
+        self.cache.add_node(node, self.config.per_node_calls);
+        self.queue.add(Key::Node(name));
+    }
+
+    /// Puts another provider under a node's pods, which are then compared with what it has.
+    pub fn swap_provider(&self, node: &str, provider: Arc<dyn Provider>) {
+        if let Some(node) = self.cache.node(node) {
+            node.set_provider(provider);
+            self.queue.add(Key::Node(node.name.clone()));
+        }
+    }
+
+    /// Changes the `hostIP` of a node's pods.
+    pub fn set_host_ip(&self, node: &str, host_ip: IpAddr) {
+        if let Some(node) = self.cache.node(node)
+            && node.set_host_ip(host_ip)
+        {
+            self.requeue(&node.name);
+        }
+    }
+
+    /// While false, the provider of the node is not called and its pods are left as they are.
+    pub fn set_reachable(&self, node: &str, reachable: bool) {
+        if let Some(node) = self.cache.node(node)
+            && node.set_reachable(reachable)
+            && reachable
+        {
+            self.queue.forget(&Key::Node(node.name.clone()));
+            self.queue.add(Key::Node(node.name.clone()));
+            self.requeue(&node.name);
+        }
+    }
+
+    /// Stops reconciling a node's pods. Whatever its provider still has of them is removed there, as far as
+    /// that succeeds within `deadline`; returns how many pods could not be removed.
+    pub async fn remove_node(&self, node: &str, deadline: Duration) -> usize {
+        let Some(node) = self.cache.remove_node(node) else { return 0 };
+        self.queue.forget(&Key::Node(node.name.clone()));
+        self.clear_node(&node, deadline).await
+    }
+
+    /// How many pods are on the node.
+    pub fn counts(&self, node: &str) -> PodCounts {
+        self.cache.counts(node)
+    }
+
+    /// The pods bound to the node, as the API server last had them.
+    pub fn pods(&self, node: &str) -> Vec<Arc<Pod>> {
+        self.cache.pods(node)
+    }
+
+    /// A pod that is bound to the node.
+    pub fn find(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.cache.find(node, namespace, name)
+    }
+
+    /// True once every bound pod has been seen.
+    pub fn synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Waits until [`synced`](Self::synced).
+    pub async fn wait_synced(&self) {
+        // Fails only when the sender is gone, which this controller owns.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    fn requeue(&self, node: &str) {
+        for uid in self.cache.uids(node) {
+            self.queue.add(Key::Pod(uid));
+        }
+    }
+
+    fn observed(&self, node: &Arc<str>, observation: PodObservation) {
+        let uid = observation.pod.uid.clone();
+        if self.cache.observe(node, observation, None) {
+            self.queue.add(Key::Pod(uid));
+        }
+    }
+}
+
+struct NodeNotifier {
+    controller: std::sync::Weak<PodController>,
+    node: Arc<str>,
+}
+
+impl PodNotifier for NodeNotifier {
+    fn changed(&self, observation: PodObservation) {
+        if let Some(controller) = self.controller.upgrade() {
+            controller.observed(&self.node, observation);
+        }
+    }
+}
