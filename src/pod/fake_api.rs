@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+type Answer = UnsyncBoxBody<Bytes, Infallible>;
 
 #[derive(Default)]
 struct State {
@@ -99,7 +102,7 @@ impl FakeApi {
         self.0.lock().unwrap().events.iter().map(|(reason, _)| reason.clone()).collect()
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: Request<Body>) -> Response<Answer> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let query = parts.uri.query().unwrap_or_default().to_owned();
@@ -108,11 +111,15 @@ impl FakeApi {
             return status(503, "ServiceUnavailable");
         }
         match (&parts.method, path.as_slice()) {
-            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=") => self.watch(query.contains("sendInitialEvents")),
+            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=") => {
+                self.watch(query.contains("sendInitialEvents"))
+            }
             (&Method::GET, ["api", "v1", "pods"]) => {
                 let state = self.0.lock().unwrap();
                 let items: Vec<_> = state.pods.values().cloned().collect();
-                ok(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}))
+                ok(
+                    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}),
+                )
             }
             (&Method::POST, [.., "events"]) => {
                 let event: Value = serde_json::from_slice(&body).unwrap();
@@ -166,7 +173,7 @@ impl FakeApi {
         }
     }
 
-    fn watch(&self, initial: bool) -> Response<Body> {
+    fn watch(&self, initial: bool) -> Response<Answer> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.0.lock().unwrap();
         if initial {
@@ -180,7 +187,7 @@ impl FakeApi {
         state.watches.push(sender);
         let lines = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|event| (event, r)) });
         let frames = lines.map(|event| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(format!("{event}\n")))));
-        Response::new(Body::wrap_body(StreamBody::new(frames)))
+        Response::new(StreamBody::new(frames).boxed_unsync())
     }
 }
 
@@ -197,11 +204,11 @@ fn key(pod: &Value) -> (String, String) {
     (text("namespace"), text("name"))
 }
 
-fn ok(value: Value) -> Response<Body> {
-    Response::new(Body::from(value.to_string().into_bytes()))
+fn ok(value: Value) -> Response<Answer> {
+    Response::new(Full::new(Bytes::from(value.to_string())).boxed_unsync())
 }
 
-fn status(code: u16, reason: &str) -> Response<Body> {
+fn status(code: u16, reason: &str) -> Response<Answer> {
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
     let mut response = ok(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap();

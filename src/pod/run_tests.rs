@@ -380,8 +380,10 @@ async fn a_hanging_provider_delays_no_other_node() {
     for n in 0..100 {
         w.api.put(pod(&format!("g{n}"), &format!("ug{n}"), "good"));
     }
-    w.until("the good node's pods run", |api| (0..100).all(|n| api.phase(&format!("g{n}")).as_deref() == Some("Running")))
-        .await;
+    w.until("the good node's pods run", |api| {
+        (0..100).all(|n| api.phase(&format!("g{n}")).as_deref() == Some("Running"))
+    })
+    .await;
     assert!(begin.elapsed() < Duration::from_secs(2), "took {:?}", begin.elapsed());
     hanging.iter().for_each(|p| p.hang.store(false, SeqCst));
     w.until("the others come back", |api| (0..200).all(|n| api.phase(&format!("h{n}")).as_deref() == Some("Running")))
@@ -478,13 +480,20 @@ async fn a_crashing_container_backs_off_and_a_job_succeeds() {
     w.api.put(bad);
     w.until_phase("job", "Succeeded").await;
     w.until_phase("bad", "Failed").await;
-    assert!(w.api.pod("bad").unwrap()["status"]["message"].as_str().unwrap().contains("metadata.annotations[mock.vnode.dev/exitCode]"));
+    assert!(
+        w.api.pod("bad").unwrap()["status"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("metadata.annotations[mock.vnode.dev/exitCode]")
+    );
     w.until("the crash backs off", |api| {
         let c = &api.pod("crash").unwrap()["status"]["containerStatuses"][0];
         c["state"]["waiting"]["reason"] == "CrashLoopBackOff" && c["lastState"]["terminated"]["exitCode"] == 1
     })
     .await;
-    w.until("it restarts", |api| api.pod("crash").unwrap()["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(3))
-        .await;
+    w.until("it restarts", |api| {
+        api.pod("crash").unwrap()["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(3)
+    })
+    .await;
     assert_eq!(w.api.phase("crash").as_deref(), Some("Running"));
 }

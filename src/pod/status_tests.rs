@@ -132,7 +132,11 @@ fn readiness_gates_hold_back_ready_only() {
     assert_eq!(condition(&without, "ContainersReady").status, "True");
     assert_eq!(condition(&without, "Ready").reason.as_deref(), Some("ReadinessGatesNotReady"));
     let mut base = without.clone();
-    base.conditions.as_mut().unwrap().push(PodCondition { type_: "x/y".into(), status: "True".into(), ..Default::default() });
+    base.conditions.as_mut().unwrap().push(PodCondition {
+        type_: "x/y".into(),
+        status: "True".into(),
+        ..Default::default()
+    });
     let with = compute(&pod, &base, Story::Observed(&seen), 6);
     assert_eq!(condition(&with, "Ready").status, "True");
     assert_eq!(condition(&with, "x/y").status, "True", "the condition of somebody else is kept");

@@ -220,7 +220,9 @@ impl Suite {
         let command = ["true".to_owned()];
         let port = match can.port_forward {
             // A port that nothing listens on may be refused; only "not supported" is of interest.
-            true => timeout(self.options.patience, self.provider.port_forward(&pod, 80)).await.ok().and_then(Result::err),
+            true => {
+                timeout(self.options.patience, self.provider.port_forward(&pod, 80)).await.ok().and_then(Result::err)
+            }
             false => self.provider.port_forward(&pod, 80).await.err(),
         };
         let checks = [
@@ -259,11 +261,17 @@ impl Suite {
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         assert!(lines.is_sorted_by_key(|l| l.time), "lines come oldest first");
-        assert!(self.lines(&pod, LogOptions { tail: Some(0), ..Default::default() }).await.is_empty(), "tail 0 is nothing");
+        assert!(
+            self.lines(&pod, LogOptions { tail: Some(0), ..Default::default() }).await.is_empty(),
+            "tail 0 is nothing"
+        );
         let tail = self.lines(&pod, LogOptions { tail: Some(1), ..Default::default() }).await;
         assert_eq!(tail.len(), 1, "tail 1 is one line");
         let late = lines[lines.len() - 1].time + Duration::from_secs(3600);
-        assert!(self.lines(&pod, LogOptions { since: Some(late), ..Default::default() }).await.is_empty(), "since the future");
+        assert!(
+            self.lines(&pod, LogOptions { since: Some(late), ..Default::default() }).await.is_empty(),
+            "since the future"
+        );
         let since = LogOptions { since: Some(lines[0].time), ..Default::default() };
         assert!(self.lines(&pod, since).await.len() >= lines.len(), "since the first line is all");
         let previous = self.provider.logs(&pod, "main", &LogOptions { previous: true, ..Default::default() }).await;
@@ -271,8 +279,7 @@ impl Suite {
         let unknown = self.provider.logs(&pod, "nobody", &LogOptions::default()).await;
         assert!(matches!(unknown.err(), Some(ProviderError::NotFound(_))), "an unknown container is NotFound");
         let follow = LogOptions { follow: true, ..Default::default() };
-        let (followed, stopped) =
-            tokio::join!(self.lines(&pod, follow), self.provider.stop_pod(&pod, Duration::ZERO));
+        let (followed, stopped) = tokio::join!(self.lines(&pod, follow), self.provider.stop_pod(&pod, Duration::ZERO));
         must("stop a pod", stopped);
         assert!(followed.len() >= lines.len(), "following begins with what there is, and ends with the container");
         self.wait(&pod, "terminated", PodObservation::is_terminated).await;
@@ -347,8 +354,7 @@ where
 }
 
 fn is_running(o: &PodObservation) -> bool {
-    !o.containers.is_empty()
-        && o.containers.iter().all(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
+    !o.containers.is_empty() && o.containers.iter().all(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
 }
 
 fn names(o: &PodObservation) -> Vec<&str> {
