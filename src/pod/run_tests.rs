@@ -100,6 +100,7 @@ fn delete(pod: &mut Value, grace: u64) {
 struct Faulty {
     inner: Option<Arc<dyn Provider>>,
     hang: AtomicBool,
+    mute: bool,
     refuse: AtomicBool,
     fail: AtomicUsize,
     panic: AtomicUsize,
@@ -129,7 +130,7 @@ fn once(count: &AtomicUsize) -> bool {
 #[async_trait]
 impl Provider for Faulty {
     fn capabilities(&self) -> Capabilities {
-        self.inner().capabilities()
+        Capabilities { notifies: !self.mute, ..self.inner().capabilities() }
     }
     async fn create_pod(&self, pod: &ResolvedPod) -> Result<()> {
         self.gate().await;
@@ -496,4 +497,29 @@ async fn a_crashing_container_backs_off_and_a_job_succeeds() {
     })
     .await;
     assert_eq!(w.api.phase("crash").as_deref(), Some("Running"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_does_not_notify_is_polled() {
+    struct Silence;
+    impl crate::provider::PodNotifier for Silence {
+        fn changed(&self, _: PodObservation) {}
+    }
+    let w = World::new();
+    let context = ProviderContext {
+        node: "n1".into(),
+        node_uid: "uid-of-n1".into(),
+        notifier: Arc::new(Silence),
+        credentials: None,
+    };
+    let config = MockConfig { start_latency_ms: Some(12_000), stop_latency_ms: Some(3_000), ..Default::default() };
+    let inner = w.registry.build(&ProviderSpec::mock(config), context).unwrap();
+    w.add("n1", Arc::new(Faulty { inner: Some(inner), mute: true, ..Default::default() }));
+    w.api.put(pod("a", "u1", "n1"));
+    let begin = tokio::time::Instant::now();
+    w.until_phase("a", "Running").await;
+    assert!(begin.elapsed() < Duration::from_secs(20), "took {:?}", begin.elapsed());
+    w.api.edit("a", |p| delete(p, 30));
+    w.until("the pod is gone", |api| api.pod("a").is_none()).await;
+    assert!(begin.elapsed() < Duration::from_secs(40), "took {:?}", begin.elapsed());
 }
