@@ -21,7 +21,14 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 const KEPT_BYTES: u64 = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(10);
 
-type Data = Option<Arc<BTreeMap<String, Bytes>>>;
+type Data = Arc<BTreeMap<String, Bytes>>;
+
+/// Why there is no data. Never kept: what is missing now may be there at the next try.
+#[derive(Clone, Debug)]
+enum Lack {
+    Missing,
+    Failed(String),
+}
 
 /// Reads ConfigMaps and Secrets by name.
 pub(crate) struct ObjectCache {
@@ -48,7 +55,7 @@ impl Kind {
 impl ObjectCache {
     pub fn new(client: kube::Client) -> Self {
         let weigh = |key: &(Kind, String, String), data: &Data| {
-            let bytes: usize = data.iter().flat_map(|d| d.iter()).map(|(k, v)| k.len() + v.len() + 64).sum();
+            let bytes: usize = data.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
             u32::try_from(bytes + key.1.len() + key.2.len() + 128).unwrap_or(u32::MAX)
         };
         let kept =
@@ -57,19 +64,26 @@ impl ObjectCache {
     }
 
     /// The object's data; `None` when there is no such object.
-    async fn data(&self, kind: Kind, namespace: &str, name: &str) -> Result<Data, String> {
+    async fn data(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Data>, String> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         let read = async {
-            let read = tokio::time::timeout(DEADLINE, self.read(kind, namespace, name)).await;
-            read.map_err(|_| "the API server did not answer in time".to_owned())?.map_err(|e| match e {
-                kube::Error::Api(status) => status.message,
-                other => other.to_string(),
-            })
+            match tokio::time::timeout(DEADLINE, self.read(kind, namespace, name)).await {
+                Ok(Ok(data)) => data.ok_or(Lack::Missing),
+                Ok(Err(kube::Error::Api(status))) => Err(Lack::Failed(status.message)),
+                Ok(Err(other)) => Err(Lack::Failed(other.to_string())),
+                Err(_) => Err(Lack::Failed("the API server did not answer in time".into())),
+            }
         };
-        self.kept.try_get_with(key, read).await.map_err(|e: Arc<String>| e.to_string())
+        match self.kept.try_get_with(key, read).await {
+            Ok(data) => Ok(Some(data)),
+            Err(lack) => match &*lack {
+                Lack::Missing => Ok(None),
+                Lack::Failed(error) => Err(error.clone()),
+            },
+        }
     }
 
-    async fn read(&self, kind: Kind, namespace: &str, name: &str) -> kube::Result<Data> {
+    async fn read(&self, kind: Kind, namespace: &str, name: &str) -> kube::Result<Option<Data>> {
         Ok(match kind {
             Kind::ConfigMap => {
                 let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
@@ -232,7 +246,13 @@ impl Resolver<'_> {
         Ok(None)
     }
 
-    async fn object(&self, kind: Kind, name: &str, optional: bool, remarks: &mut Vec<Remark>) -> Result<Data, Remark> {
+    async fn object(
+        &self,
+        kind: Kind,
+        name: &str,
+        optional: bool,
+        remarks: &mut Vec<Remark>,
+    ) -> Result<Option<Data>, Remark> {
         let remark = |reason: String, what: String| Remark {
             reason,
             message: format!("{} {}/{name} {what}", kind.word(), self.namespace()),

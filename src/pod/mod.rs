@@ -23,8 +23,12 @@
 mod adopt;
 pub mod cache;
 pub mod environment;
+#[cfg(test)]
+mod fake_api;
 pub mod plan;
 mod run;
+#[cfg(test)]
+mod run_tests;
 pub mod status;
 mod watch;
 mod write;

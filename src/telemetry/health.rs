@@ -195,7 +195,7 @@ mod tests {
         assert!(get("/readyz").await.starts_with("HTTP/1.1 503"));
         check.ready();
         assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get("/metrics").await.contains("vnode_agents"));
+        assert!(get("/metrics").await.contains("vnode_lease_renew_seconds"));
         assert!(get("/other").await.starts_with("HTTP/1.1 404"));
         shutdown.cancel();
         running.await.unwrap();

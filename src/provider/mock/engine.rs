@@ -26,13 +26,16 @@ pub(super) struct Engine {
     _stop: DropGuard,
 }
 
+/// A node's name and the uid of its VirtualNode.
+type NodeKey = (Arc<str>, Arc<str>);
+
 /// What the nodes and the task share.
 pub(super) struct Core {
     base: (Instant, Timestamp),
     timers: Mutex<BinaryHeap<Reverse<Timer>>>,
     wake: Notify,
     addresses: Mutex<Addresses>,
-    pub nodes: Mutex<HashMap<(Arc<str>, Arc<str>), Weak<SimNode>>>,
+    pub nodes: Mutex<HashMap<NodeKey, Weak<SimNode>>>,
 }
 
 struct Timer {

@@ -32,7 +32,7 @@ impl Run {
             return Err(ProviderError::NotFound(format!("container {container:?} of pod {name}")));
         };
         let run = |started: Timestamp, ended| {
-            let seed = draw(pod.seed, container.as_bytes(), u64::from(started.as_millisecond().unsigned_abs()));
+            let seed = draw(pod.seed, container.as_bytes(), started.as_millisecond().unsigned_abs());
             Some(Self { settings: pod.settings.clone(), seed, started, ended })
         };
         let last = || c.last.and_then(|end| run(end.started?, Some(end.finished)));
@@ -95,7 +95,7 @@ impl Run {
                 1 + (luck >> 16) % 900
             ),
         };
-        let source = if luck % 16 == 0 && n > 0 { LogSource::Stderr } else { LogSource::Stdout };
+        let source = if luck.is_multiple_of(16) && n > 0 { LogSource::Stderr } else { LogSource::Stdout };
         Some(LogLine { time: self.time(n)?, source, text: Bytes::from(text) })
     }
 }

@@ -240,3 +240,6 @@ fn usage(pod: &SimPod, container: &SimContainer, now: Timestamp) -> Option<Conta
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! An API server for tests: pods, ConfigMaps and Secrets in memory, behind a `kube::Client`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+type Answer = UnsyncBoxBody<Bytes, Infallible>;
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    pods: BTreeMap<(String, String), Value>,
+    objects: BTreeMap<String, Value>,
+    watches: Vec<mpsc::UnboundedSender<Value>>,
+    writes: Vec<String>,
+    events: Vec<(String, String)>,
+    down: bool,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct FakeApi(Arc<Mutex<State>>);
+
+impl FakeApi {
+    pub fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// Creates or replaces a pod, as `kubectl` and the scheduler would.
+    pub fn put(&self, mut pod: Value) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        pod["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        let key = key(&pod);
+        let kind = if state.pods.insert(key, pod.clone()).is_some() { "MODIFIED" } else { "ADDED" };
+        state.tell(kind, &pod);
+    }
+
+    pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut pod = self.pod(name).unwrap();
+        change(&mut pod);
+        self.put(pod);
+    }
+
+    /// Removes a pod at once, as a forced deletion does.
+    pub fn remove(&self, name: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        let pod = state.pods.remove(&("default".to_owned(), name.to_owned())).unwrap();
+        state.tell("DELETED", &pod);
+    }
+
+    pub fn remove_unseen(&self, name: &str) {
+        self.0.lock().unwrap().pods.remove(&("default".to_owned(), name.to_owned())).unwrap();
+    }
+
+    pub fn pod(&self, name: &str) -> Option<Value> {
+        self.0.lock().unwrap().pods.get(&("default".to_owned(), name.to_owned())).cloned()
+    }
+
+    pub fn phase(&self, name: &str) -> Option<String> {
+        Some(self.pod(name)?["status"]["phase"].as_str().unwrap_or("").to_owned())
+    }
+
+    pub fn add_object(&self, path: &str, object: Value) {
+        self.0.lock().unwrap().objects.insert(path.to_owned(), object);
+    }
+
+    pub fn set_down(&self, down: bool) {
+        self.0.lock().unwrap().down = down;
+    }
+
+    /// Cuts every watch, the first answer to the next one being 410 if `expired`.
+    pub fn cut_watches(&self, expired: bool) {
+        let mut state = self.0.lock().unwrap();
+        for watch in std::mem::take(&mut state.watches) {
+            if expired {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"});
+                let _ = watch.send(json!({"type": "ERROR", "object": status}));
+            }
+        }
+    }
+
+    pub fn writes(&self) -> Vec<String> {
+        self.0.lock().unwrap().writes.clone()
+    }
+
+    pub fn event_reasons(&self) -> Vec<String> {
+        self.0.lock().unwrap().events.iter().map(|(reason, _)| reason.clone()).collect()
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Answer> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+        if self.0.lock().unwrap().down {
+            return status(503, "ServiceUnavailable");
+        }
+        match (&parts.method, path.as_slice()) {
+            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=") => {
+                self.watch(query.contains("sendInitialEvents"))
+            }
+            (&Method::GET, ["api", "v1", "pods"]) => {
+                let state = self.0.lock().unwrap();
+                let items: Vec<_> = state.pods.values().cloned().collect();
+                ok(
+                    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}),
+                )
+            }
+            (&Method::POST, [.., "events"]) => {
+                let event: Value = serde_json::from_slice(&body).unwrap();
+                let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+                self.0.lock().unwrap().events.push((text("reason"), text("message")));
+                ok(event)
+            }
+            (&Method::PATCH, [.., "events", _]) => ok(json!({"metadata": {}})),
+            (&Method::GET, ["api", "v1", "namespaces", ns, "pods", name]) => {
+                match self.0.lock().unwrap().pods.get(&((*ns).to_owned(), (*name).to_owned())) {
+                    Some(pod) => ok(pod.clone()),
+                    None => status(404, "NotFound"),
+                }
+            }
+            (&Method::PATCH, ["api", "v1", "namespaces", ns, "pods", name, "status"]) => {
+                let patch: Value = serde_json::from_slice(&body).unwrap();
+                let mut state = self.0.lock().unwrap();
+                state.writes.push(format!("status {name} {}", patch["status"]["phase"].as_str().unwrap_or("-")));
+                let key = ((*ns).to_owned(), (*name).to_owned());
+                let Some(mut pod) = state.pods.get(&key).cloned() else { return status(404, "NotFound") };
+                if pod["metadata"]["uid"] != patch["metadata"]["uid"] {
+                    return status(409, "Conflict");
+                }
+                merge(&mut pod["status"], &patch["status"]);
+                state.version += 1;
+                pod["metadata"]["resourceVersion"] = json!(state.version.to_string());
+                state.pods.insert(key, pod.clone());
+                state.tell("MODIFIED", &pod);
+                ok(pod)
+            }
+            (&Method::DELETE, ["api", "v1", "namespaces", ns, "pods", name]) => {
+                let options: Value = serde_json::from_slice(&body).unwrap();
+                let mut state = self.0.lock().unwrap();
+                state.writes.push(format!("delete {name}"));
+                let key = ((*ns).to_owned(), (*name).to_owned());
+                let Some(pod) = state.pods.get(&key).cloned() else { return status(404, "NotFound") };
+                assert_eq!(options["gracePeriodSeconds"], 0);
+                if pod["metadata"]["uid"] != options["preconditions"]["uid"] {
+                    return status(409, "Conflict");
+                }
+                state.pods.remove(&key);
+                state.version += 1;
+                state.tell("DELETED", &pod);
+                ok(pod)
+            }
+            (&Method::GET, _) => match self.0.lock().unwrap().objects.get(parts.uri.path()) {
+                Some(object) => ok(object.clone()),
+                None => status(404, "NotFound"),
+            },
+            _ => status(405, "MethodNotAllowed"),
+        }
+    }
+
+    fn watch(&self, initial: bool) -> Response<Answer> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.0.lock().unwrap();
+        if initial {
+            for pod in state.pods.values() {
+                sender.send(json!({"type": "ADDED", "object": pod})).unwrap();
+            }
+            let meta = json!({"resourceVersion": state.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
+            let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": meta, "spec": {"containers": []}});
+            sender.send(json!({"type": "BOOKMARK", "object": bookmark})).unwrap();
+        }
+        state.watches.push(sender);
+        let lines = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|event| (event, r)) });
+        let frames = lines.map(|event| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(format!("{event}\n")))));
+        Response::new(StreamBody::new(frames).boxed_unsync())
+    }
+}
+
+impl State {
+    fn tell(&mut self, kind: &str, pod: &Value) {
+        let mut pod = pod.clone();
+        pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.watches.retain(|w| w.send(json!({"type": kind, "object": pod})).is_ok());
+    }
+}
+
+fn key(pod: &Value) -> (String, String) {
+    let text = |name: &str| pod["metadata"][name].as_str().unwrap().to_owned();
+    (text("namespace"), text("name"))
+}
+
+fn ok(value: Value) -> Response<Answer> {
+    Response::new(Full::new(Bytes::from(value.to_string())).boxed_unsync())
+}
+
+fn status(code: u16, reason: &str) -> Response<Answer> {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
+    let mut response = ok(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
+}
+
+/// Strategic merge, as far as pod status needs it.
+fn merge(to: &mut Value, patch: &Value) {
+    if !to.is_object() {
+        *to = json!({});
+    }
+    for (name, value) in patch.as_object().unwrap() {
+        match (name.as_str(), value) {
+            (_, Value::Null) => {
+                to.as_object_mut().unwrap().remove(name);
+            }
+            ("conditions", Value::Array(new)) => {
+                let mut all = to["conditions"].as_array().cloned().unwrap_or_default();
+                for condition in new {
+                    match all.iter_mut().find(|c| c["type"] == condition["type"]) {
+                        Some(slot) => *slot = condition.clone(),
+                        None => all.push(condition.clone()),
+                    }
+                }
+                to["conditions"] = all.into();
+            }
+            (_, Value::Array(items)) => {
+                to[name] = items.iter().filter(|i| i.get("$patch").is_none()).cloned().collect();
+            }
+            (_, value) => to[name] = value.clone(),
+        }
+    }
+}
