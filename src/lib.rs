@@ -18,6 +18,12 @@
 //! | [`api`] | the custom resource types |
 
 pub mod api;
+pub mod cli;
 pub mod cluster;
+pub mod fleet;
+pub mod kubelet;
+pub mod node;
 pub mod pod;
 pub mod provider;
+pub mod telemetry;
+pub mod tls;

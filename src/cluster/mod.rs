@@ -2,8 +2,12 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`client`] | the client: deadlines, obedience to 429, what is counted |
 //! | [`events`] | the one writer of events: aggregated, bounded, lowest priority |
+//! | [`merge`] | the smallest merge patch between two values |
 //! | [`queue`] | the keyed work queue that every reconciler of this process uses |
 
+pub mod client;
 pub mod events;
+pub mod merge;
 pub mod queue;

@@ -1,0 +1,156 @@
+//! What is known of one node of the fleet. It owns no task and no timer.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{NodeStatus, Pod};
+use tokio::time::Instant;
+
+use super::plan::{Problem, Reached};
+use crate::api::ProviderSpec;
+use crate::kubelet::{Listening, NodeBackend};
+use crate::node::render::Endpoint;
+use crate::pod::PodController;
+use crate::provider::{NodeDescription, Provider};
+
+/// One node of the fleet.
+pub struct Agent {
+    /// The VirtualNode's and the Node's name.
+    pub name: Arc<str>,
+    /// The VirtualNode's uid.
+    pub uid: Arc<str>,
+    provider: ArcSwapOption<Arc<dyn Provider>>,
+    pods: Arc<PodController>,
+    state: Mutex<State>,
+}
+
+/// The changing part of an [`Agent`].
+#[derive(Default)]
+pub struct State {
+    /// The configuration that the provider was made from, and the version of its credentials.
+    pub built_from: Option<(ProviderSpec, Option<String>)>,
+    /// What the provider said of the machine behind the node.
+    pub description: Option<Arc<NodeDescription>>,
+    /// Whether the provider answers.
+    pub reached: Reached,
+    /// Since when it does not.
+    pub unreachable_since: Option<Instant>,
+    /// The open port.
+    pub listening: Option<Listening>,
+    /// Where the kubelet API is, once it listens.
+    pub endpoint: Option<Endpoint>,
+    /// The uid of the Node that is ours.
+    pub node_uid: Option<Arc<str>>,
+    /// The Node's status as we last wrote it, and when.
+    pub written: Option<(NodeStatus, Instant)>,
+    /// The uid of the Node that owns the Lease as we last wrote it.
+    pub lease_owner: Option<Arc<str>>,
+    /// The pod controller runs this node's pods.
+    pub runs_pods: bool,
+    /// What stands in the way, by part.
+    pub problems: Problems,
+    /// What was last told in an event, so that a repeated look does not repeat it.
+    pub told: Option<String>,
+    /// When a status that only counts pods was last written.
+    pub counts_written: Option<Instant>,
+    /// The deadline of a deletion has passed and what was left behind has been told.
+    pub gave_up: bool,
+    /// When the agent was made, for the order of events.
+    pub since: Option<Timestamp>,
+}
+
+/// What stands in the way of a node, by the condition that says so.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Problems {
+    /// `Accepted`
+    pub accepted: Option<Problem>,
+    /// `CredentialsReady`
+    pub credentials: Option<Problem>,
+    /// `ProviderReachable`, when the provider could not even be made.
+    pub provider: Option<Problem>,
+    /// `Registered`
+    pub registered: Option<Problem>,
+    /// `KubeletServing`
+    pub kubelet: Option<Problem>,
+}
+
+impl Agent {
+    /// An agent that has done nothing yet.
+    pub fn new(name: Arc<str>, uid: Arc<str>, pods: Arc<PodController>) -> Self {
+        let state = State { since: Some(Timestamp::now()), ..State::default() };
+        Self { name, uid, provider: ArcSwapOption::empty(), pods, state: Mutex::new(state) }
+    }
+
+    /// Its state. Never held over an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The provider as it is now, if one could be made.
+    pub fn current_provider(&self) -> Option<Arc<dyn Provider>> {
+        self.provider.load_full().map(|p| (*p).clone())
+    }
+
+    /// Puts another provider under the node.
+    pub fn set_provider(&self, provider: Arc<dyn Provider>) {
+        self.provider.store(Some(Arc::new(provider)));
+    }
+
+    /// Frees its port.
+    pub fn close(&self) {
+        self.state().listening = None;
+    }
+}
+
+#[async_trait]
+impl NodeBackend for Agent {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.pods(&self.name)
+    }
+
+    fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.find(&self.name, namespace, name)
+    }
+
+    fn provider(&self) -> Arc<dyn Provider> {
+        self.current_provider().unwrap_or_else(|| Arc::new(Absent))
+    }
+}
+
+/// Stands in while there is no provider, as when the credentials are missing.
+struct Absent;
+
+#[async_trait]
+impl Provider for Absent {
+    fn capabilities(&self) -> crate::provider::Capabilities {
+        crate::provider::Capabilities::default()
+    }
+    async fn create_pod(&self, _: &crate::provider::ResolvedPod) -> crate::provider::Result<()> {
+        Err(absent())
+    }
+    async fn stop_pod(&self, _: &crate::provider::PodRef, _: std::time::Duration) -> crate::provider::Result<()> {
+        Err(absent())
+    }
+    async fn remove_pod(&self, _: &crate::provider::PodRef) -> crate::provider::Result<()> {
+        Err(absent())
+    }
+    async fn get_pod(&self, _: &crate::provider::PodRef) -> crate::provider::Result<crate::provider::PodObservation> {
+        Err(absent())
+    }
+    async fn list_pods(&self) -> crate::provider::Result<Vec<crate::provider::PodObservation>> {
+        Err(absent())
+    }
+    async fn ping(&self) -> crate::provider::Result<()> {
+        Err(absent())
+    }
+}
+
+fn absent() -> crate::provider::ProviderError {
+    crate::provider::ProviderError::unavailable("it has not been set up yet")
+}

@@ -1,0 +1,138 @@
+//! The Nodes of the fleet as the API server has them: one watch, and of each Node only what decides something.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, RwLock};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use tokio::sync::watch as watch_channel;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::names;
+
+/// What of a Node decides what we do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LiveNode {
+    /// `metadata.uid`
+    pub uid: String,
+    /// `metadata.resourceVersion`
+    pub resource_version: String,
+    /// `metadata.labels`
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.taints`
+    pub taints: Vec<Taint>,
+    /// `spec.unschedulable`
+    pub unschedulable: bool,
+    /// Status and reason of the `Ready` condition: others may write it as well.
+    pub ready: Option<(String, String)>,
+    /// The names in `status.capacity`, since a resource that is no longer there must be taken away by name.
+    pub resources: Vec<String>,
+    /// Being deleted.
+    pub deleting: bool,
+}
+
+impl LiveNode {
+    /// Keeps what decides.
+    pub fn of(node: Node) -> Self {
+        let (meta, spec, status) =
+            (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
+        let ready = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "Ready");
+        Self {
+            uid: meta.uid.unwrap_or_default(),
+            resource_version: meta.resource_version.unwrap_or_default(),
+            labels: meta.labels.unwrap_or_default(),
+            annotations: meta.annotations.unwrap_or_default(),
+            taints: spec.taints.unwrap_or_default(),
+            unschedulable: spec.unschedulable.unwrap_or_default(),
+            ready: ready.map(|c| (c.status, c.reason.unwrap_or_default())),
+            resources: status.capacity.unwrap_or_default().into_keys().collect(),
+            deleting: meta.deletion_timestamp.is_some(),
+        }
+    }
+
+    /// True when the Node stands for the VirtualNode of this uid.
+    pub fn is_owned_by(&self, uid: &str) -> bool {
+        self.annotations.get(names::OWNER_UID).is_some_and(|owner| owner == uid)
+    }
+}
+
+/// The Nodes that carry our provider label.
+#[derive(Default)]
+pub struct LiveNodes {
+    nodes: RwLock<HashMap<String, Arc<LiveNode>>>,
+    synced: watch_channel::Sender<bool>,
+}
+
+impl LiveNodes {
+    /// A Node by name.
+    pub fn get(&self, name: &str) -> Option<Arc<LiveNode>> {
+        self.read().get(name).cloned()
+    }
+
+    /// Notes a Node that we have just written, ahead of the watch. An older version changes nothing.
+    pub fn put(&self, node: Node) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        let node = LiveNode::of(node);
+        let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let newer = |old: &LiveNode| version(&old.resource_version) < version(&node.resource_version);
+        if nodes.get(&name).is_none_or(|old| newer(old)) {
+            nodes.insert(name, Arc::new(node));
+        }
+    }
+
+    /// Waits until every Node of ours has been seen.
+    pub async fn wait_synced(&self) {
+        // Fails only when the sender is gone, which is in `self`.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<LiveNode>>> {
+        self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Follows the Nodes until `shutdown` and names each that changed.
+    pub async fn run(&self, client: Client, changed: impl Fn(&str), shutdown: CancellationToken) {
+        let api: Api<Node> = Api::all(client);
+        let config = watcher::Config::default().labels(names::PROVIDER_LABEL).streaming_lists();
+        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut listed: Option<HashMap<String, Arc<LiveNode>>> = None;
+        while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
+            match event {
+                Ok(watcher::Event::Init) => listed = Some(HashMap::new()),
+                Ok(watcher::Event::InitApply(node)) => {
+                    let name = node.metadata.name.clone().unwrap_or_default();
+                    listed.get_or_insert_default().insert(name, Arc::new(LiveNode::of(node)));
+                }
+                Ok(watcher::Event::InitDone) => {
+                    let new = listed.take().unwrap_or_default();
+                    let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let names: Vec<_> = nodes.keys().chain(new.keys()).cloned().collect();
+                    *nodes = new;
+                    drop(nodes);
+                    names.iter().for_each(|n| changed(n));
+                    self.synced.send_replace(true);
+                }
+                Ok(watcher::Event::Apply(node)) => {
+                    let name = node.metadata.name.clone().unwrap_or_default();
+                    self.put(node);
+                    changed(&name);
+                }
+                Ok(watcher::Event::Delete(node)) => {
+                    let name = node.metadata.name.unwrap_or_default();
+                    self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&name);
+                    changed(&name);
+                }
+                Err(error) => tracing::debug!(%error, "the watch of Nodes is interrupted"),
+            }
+        }
+    }
+}
+
+/// Resource versions are compared as numbers, as Kubernetes ≥ 1.35 allows for its own kinds (KEP-5504).
+fn version(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
