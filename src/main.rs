@@ -1,2 +1,7 @@
-//! vnode
-fn main() {}
+//! The `vnode` program: see [`vnode::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vnode::cli::main()
+}

@@ -33,6 +33,8 @@ pub struct State {
     pub built_from: Option<(ProviderSpec, Option<String>)>,
     /// What the provider said of the machine behind the node.
     pub description: Option<Arc<NodeDescription>>,
+    /// When it said so.
+    pub described: Option<Instant>,
     /// Whether the provider answers.
     pub reached: Reached,
     /// Since when it does not.

@@ -1,0 +1,138 @@
+//! `vnode operator`: what the Deployment in `config/` runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::client;
+use crate::fleet::{self, FleetConfig};
+use crate::telemetry::health::{HealthServer, Readiness};
+
+/// Flags of `vnode operator`. Each has an environment variable, for the Deployment.
+#[derive(Debug, Args)]
+pub(super) struct OperatorArgs {
+    /// The cluster's kubeconfig. Without it: KUBECONFIG, ~/.kube/config, or the pod's own ServiceAccount.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The operator's own namespace. Credentials Secrets are read from here and from nowhere else.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "vnode-system", value_name = "NAMESPACE")]
+    namespace: String,
+    /// This replica's name, shown as the shard of its nodes. The host's name without it.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    identity: Option<String>,
+    #[command(flatten)]
+    nodes: NodeArgs,
+    /// Where metrics and health are served, over plain HTTP: /metrics, /livez, /readyz.
+    #[arg(long, env = "VNODE_METRICS_ADDR", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    metrics_addr: SocketAddr,
+}
+
+/// Flags that say how nodes are reached; `vnode dev` has them too.
+#[derive(Clone, Debug, Args)]
+pub(super) struct NodeArgs {
+    /// The address that Nodes publish: where the API server reaches this process. Found out without it.
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub(super) node_ip: Option<IpAddr>,
+    /// The address that the nodes' kubelet APIs listen on. All addresses without it.
+    #[arg(long, env = "VNODE_KUBELET_BIND_ADDRESS", value_name = "IP")]
+    pub(super) kubelet_bind_address: Option<IpAddr>,
+    /// The ports of nodes whose spec names none.
+    #[arg(long, env = "VNODE_KUBELET_PORTS", default_value = "20000-29999", value_parser = port_range, value_name = "FIRST-LAST")]
+    pub(super) kubelet_ports: RangeInclusive<u16>,
+    /// How long a provider may be unreachable before its Node is NotReady, in seconds or as in 20s, 2m.
+    #[arg(long, env = "VNODE_PROVIDER_GRACE", default_value = "20s", value_parser = duration, value_name = "TIME")]
+    pub(super) provider_grace: Duration,
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let wrong = || format!("{text:?} is not a range of ports such as 20000-29999");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let (first, last): (u16, u16) = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
+    if first == 0 || first > last { Err(wrong()) } else { Ok(first..=last) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text:?} is not a time such as 20s or 2m")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a time such as 20s or 2m"))?;
+    Ok(Duration::from_secs(number.saturating_mul(factor)))
+}
+
+impl NodeArgs {
+    /// The fleet's configuration.
+    pub(super) fn config(&self, identity: String, namespace: String) -> FleetConfig {
+        let node_ip = self.node_ip.unwrap_or_else(own_address);
+        // Listening on all addresses would open nodes of a loopback cluster to the network.
+        let everywhere: IpAddr = if node_ip.is_ipv6() { [0; 16].into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let bind_address =
+            self.kubelet_bind_address.unwrap_or(if node_ip.is_loopback() { node_ip } else { everywhere });
+        FleetConfig {
+            identity,
+            namespace,
+            node_ip,
+            bind_address,
+            kubelet_ports: self.kubelet_ports.clone(),
+            provider_grace: self.provider_grace,
+        }
+    }
+}
+
+/// The address of the interface that leads out of this host; loopback when none does.
+fn own_address() -> IpAddr {
+    let probe = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // Sends nothing: connecting a UDP socket only asks the kernel for the route. RFC 5737 address.
+        socket.connect(("192.0.2.1", 9))?;
+        socket.local_addr()
+    };
+    probe().map_or(Ipv4Addr::LOCALHOST.into(), |a: SocketAddr| a.ip())
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "vnode".into() } else { name.trim().to_owned() }
+}
+
+/// Runs until the shutdown.
+pub(super) async fn run(args: OperatorArgs, shutdown: CancellationToken) -> Result<()> {
+    let client = client::connect(args.kubeconfig.as_deref()).await?;
+    let readiness = Readiness::new();
+    let health = HealthServer::bind(args.metrics_addr, readiness.clone())
+        .await
+        .with_context(|| format!("--metrics-addr: cannot listen on {}", args.metrics_addr))?;
+    let config = args.nodes.config(args.identity.unwrap_or_else(host_name), args.namespace);
+    tracing::info!(identity = %config.identity, node_ip = %config.node_ip, "the operator starts");
+    let (fleet, ()) =
+        tokio::join!(fleet::run(client, config, &readiness, shutdown.clone()), health.run(shutdown.clone()));
+    fleet?;
+    tracing::info!("the operator has stopped; nodes and pods stay as they are");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_and_times_are_read_or_refused_with_an_example() {
+        assert_eq!(port_range("1-65535"), Ok(1..=65535));
+        for wrong in ["", "5", "9-1", "0-5", "a-b", "1-99999"] {
+            assert!(port_range(wrong).is_err_and(|e| e.contains("20000-29999")), "{wrong}");
+        }
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "s", "2d", "-1"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}
