@@ -42,11 +42,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            objects: RwLock::default(),
-            handlers: Mutex::default(),
-            synced: watch::Sender::new(false),
-        })
+        Arc::new(Self { objects: RwLock::default(), handlers: Mutex::default(), synced: watch::Sender::new(false) })
     }
 
     /// Calls `handler` for every change from now on, and for all that is cached already.

@@ -6,19 +6,23 @@
 //!
 //! [`run_all`] runs them until told to stop. Decisions are pure functions beside the code that carries them out.
 
+mod deployment;
+mod discovery;
+mod garbage;
 mod informer;
 mod labels;
+mod namespace;
 mod node_lifecycle;
 mod pod_gc;
 mod queue;
+mod replica_set;
 mod scheduler;
 mod service_account;
 mod taint_eviction;
+mod workload;
 mod world;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::task::JoinSet;
@@ -51,6 +55,10 @@ pub async fn run_all(client: kube::Client, shutdown: CancellationToken, root_ca_
     go("taint-eviction", Box::pin(taint_eviction::start(&world)));
     go("pod-gc", Box::pin(pod_gc::start(&world)));
     go("service-account", Box::pin(service_account::start(&world)));
+    go("namespace", Box::pin(namespace::start(&world)));
+    go("garbage-collector", Box::pin(garbage::start(&world)));
+    go("replica-set", Box::pin(replica_set::start(&world)));
+    go("deployment", Box::pin(deployment::start(&world)));
     go("events", Box::pin(world.clone().post_events()));
     for watch in world.watches() {
         go("watch", watch);

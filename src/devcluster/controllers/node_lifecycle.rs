@@ -118,7 +118,8 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
         let Some(lease) = change.new.filter(|l| l.metadata.namespace.as_deref() == Some("kube-node-lease")) else {
             return;
         };
-        let renewed = |l: &k8s_openapi::api::coordination::v1::Lease| l.spec.as_ref().and_then(|s| s.renew_time.clone());
+        let renewed =
+            |l: &k8s_openapi::api::coordination::v1::Lease| l.spec.as_ref().and_then(|s| s.renew_time.clone());
         if change.old.is_none_or(|old| renewed(old) != renewed(lease)) {
             m.saw(&lease.name_any());
         }
@@ -196,8 +197,11 @@ mod tests {
             (node(Some("True"), json!({"taints": [foreign]})), None),
             (
                 node(Some("Unknown"), json!({"taints": [foreign]})),
-                Some(vec!["mine:NoSchedule", "node.kubernetes.io/unreachable:NoSchedule",
-                    "node.kubernetes.io/unreachable:NoExecute"]),
+                Some(vec![
+                    "mine:NoSchedule",
+                    "node.kubernetes.io/unreachable:NoSchedule",
+                    "node.kubernetes.io/unreachable:NoExecute",
+                ]),
             ),
             (
                 node(Some("False"), json!({"taints": [unreachable("NoSchedule"), unreachable("NoExecute")]})),

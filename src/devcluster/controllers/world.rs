@@ -14,7 +14,8 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -48,6 +49,7 @@ pub(crate) struct World {
     pub(crate) services: Arc<Informer<Service>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
     pods_on: std::sync::Mutex<HashMap<String, HashSet<Key>>>,
+    pods_of: std::sync::Mutex<HashMap<String, HashSet<Key>>>,
     events: mpsc::Sender<Event>,
     posted: Mutex<mpsc::Receiver<Event>>,
 }
@@ -72,6 +74,7 @@ impl World {
             services: Informer::new(),
             budgets: Informer::new(),
             pods_on: std::sync::Mutex::default(),
+            pods_of: std::sync::Mutex::default(),
             events,
             posted: Mutex::new(posted),
         });
@@ -85,27 +88,27 @@ impl World {
     }
 
     fn index(&self, change: Change<'_, Pod>) {
-        let (old, new) = (change.old.and_then(|p| node_of(p)), change.new.and_then(|p| node_of(p)));
-        let Some(pod) = change.new.or(change.old).filter(|_| old != new) else { return };
-        let key = key_of(pod.as_ref());
-        let mut pods_on = self.pods_on.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = old
-            && let Some(pods) = pods_on.get_mut(node)
-        {
-            pods.remove(&key);
-            if pods.is_empty() {
-                pods_on.remove(node);
-            }
-        }
-        if let Some(node) = new {
-            pods_on.entry(node.to_string()).or_default().insert(key);
-        }
+        let Some(key) = change.new.or(change.old).map(|pod| key_of(pod.as_ref())) else { return };
+        let (old, new) = (change.old.map(Arc::as_ref), change.new.map(Arc::as_ref));
+        let node = |pod: Option<&Pod>| pod.and_then(node_of).map(String::from);
+        reindex(&self.pods_on, &key, node(old), node(new));
+        let owner = |pod: Option<&Pod>| pod.and_then(controller_of).map(|o| o.uid.clone());
+        reindex(&self.pods_of, &key, owner(old), owner(new));
     }
 
     /// The keys of the pods bound to a node.
     pub(crate) fn pods_on(&self, node: &str) -> Vec<Key> {
         let pods_on = self.pods_on.lock().unwrap_or_else(PoisonError::into_inner);
         pods_on.get(node).into_iter().flatten().cloned().collect()
+    }
+
+    /// The pods that the object with this uid controls.
+    pub(crate) fn pods_of(&self, owner: &str) -> Vec<Arc<Pod>> {
+        let keys: Vec<Key> = {
+            let pods_of = self.pods_of.lock().unwrap_or_else(PoisonError::into_inner);
+            pods_of.get(owner).into_iter().flatten().cloned().collect()
+        };
+        keys.iter().filter_map(|k| self.pods.get(k)).collect()
     }
 
     /// The watches; each ends only when dropped.
@@ -157,7 +160,9 @@ impl World {
     pub(crate) async fn patch_pod_status(&self, pod: &Pod, status: Value) -> Result<(), kube::Error> {
         let api: Api<Pod> = self.api(&pod.namespace().unwrap_or_default());
         let body = json!({"metadata": {"uid": pod.uid()}, "status": status});
-        gone_is_fine(api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(body)).await.map(drop))
+        gone_is_fine(
+            api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(body)).await.map(drop),
+        )
     }
 
     /// Records an event about an object, best effort.
@@ -189,14 +194,44 @@ impl World {
         let events = futures::stream::poll_fn(|cx| posted.poll_recv(cx));
         events
             .for_each_concurrent(4, |event| async {
+                let event = event;
                 let api: Api<Event> = self.api(event.metadata.namespace.as_deref().unwrap_or("default"));
-                let post = api.create(&Default::default(), &event);
+                let params = PostParams::default();
+                let post = api.create(&params, &event);
                 if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(10), post).await {
                     tracing::trace!(%error, "an event was not posted");
                 }
             })
             .await;
     }
+}
+
+fn reindex(
+    index: &std::sync::Mutex<HashMap<String, HashSet<Key>>>,
+    key: &Key,
+    old: Option<String>,
+    new: Option<String>,
+) {
+    if old == new {
+        return;
+    }
+    let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(old) = old
+        && let Some(keys) = index.get_mut(&old)
+    {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(&old);
+        }
+    }
+    if let Some(new) = new {
+        index.entry(new).or_default().insert(key.clone());
+    }
+}
+
+/// The owner that controls an object.
+pub(crate) fn controller_of<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    object.meta().owner_references.iter().flatten().find(|o| o.controller == Some(true))
 }
 
 /// The node a pod is bound to.

@@ -43,7 +43,8 @@ impl Cluster {
         let labels = node.labels().clone();
         let taints = spec.and_then(|s| s.taints.clone()).unwrap_or_default();
         let unschedulable = spec.and_then(|s| s.unschedulable).unwrap_or(false);
-        let allocatable = Amounts::of(node.status.as_ref().and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref())));
+        let allocatable =
+            Amounts::of(node.status.as_ref().and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref())));
         let info = &mut self.nodes[index];
         if info.exists
             && info.labels == labels
@@ -175,12 +176,6 @@ fn term_takes(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
         })
 }
 
-/// Whether a pod's node selector and required node affinity take a node with these labels.
-pub(crate) fn node_matches(pod: &PodInfo, node_labels: &Labels, name: &str) -> bool {
-    let node = NodeInfo { name: name.into(), labels: node_labels.clone(), ..NodeInfo::default() };
-    node.selected_by(pod)
-}
-
 impl NodeInfo {
     fn selected_by(&self, pod: &PodInfo) -> bool {
         pod.node_selector.iter().all(|(k, v)| self.labels.get(k) == Some(v))
@@ -234,11 +229,13 @@ impl NodeInfo {
 
     /// Higher is better: free share of cpu, memory and pods, preferred affinity, taints that would rather not.
     fn score(&self, pod: &PodInfo) -> i64 {
-        let free = |used: i64, asked: i64, have: i64| if have <= 0 { 0 } else { (have - used - asked).max(0) * 1000 / have };
+        let free =
+            |used: i64, asked: i64, have: i64| if have <= 0 { 0 } else { (have - used - asked).max(0) * 1000 / have };
         let (asks, used, have) = (&pod.asks, &self.used, &self.allocatable);
-        let mut score =
-            (free(used.cpu, asks.cpu, have.cpu) + free(used.memory, asks.memory, have.memory)
-                + free(used.pods, 1, have.pods)) / 3;
+        let mut score = (free(used.cpu, asks.cpu, have.cpu)
+            + free(used.memory, asks.memory, have.memory)
+            + free(used.pods, 1, have.pods))
+            / 3;
         for term in pod.preferred.iter().filter(|t| term_takes(&t.preference, self)) {
             score += i64::from(term.weight) * 20;
         }
@@ -352,7 +349,8 @@ impl Topology {
     }
 
     fn score(&self, node: &NodeInfo) -> i64 {
-        let crowd = |s: &Spread| node.labels.get(&s.key).and_then(|d| s.counts.get(d)).copied().unwrap_or(s.max) - s.least;
+        let crowd =
+            |s: &Spread| node.labels.get(&s.key).and_then(|d| s.counts.get(d)).copied().unwrap_or(s.max) - s.least;
         self.spread.iter().map(|s| -200 * crowd(s)).sum()
     }
 }

@@ -22,7 +22,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::cluster::Cluster;
-pub(crate) use self::cluster::node_matches;
 use self::pod::PodInfo;
 use super::informer::{Change, Key, key_of};
 use super::world::World;
@@ -135,7 +134,9 @@ impl Scheduler {
             }
             Fate::Ours => {
                 let same = change.old.is_some_and(|old| {
-                    old.uid() == pod.uid() && matches!(fate(old), Fate::Ours) && old.spec == pod.spec
+                    old.uid() == pod.uid()
+                        && matches!(fate(old), Fate::Ours)
+                        && old.spec == pod.spec
                         && old.labels() == pod.labels()
                 });
                 if !same {
