@@ -8,8 +8,10 @@
 
 mod deployment;
 mod discovery;
+mod disruption;
 mod garbage;
 mod informer;
+mod job;
 mod labels;
 mod namespace;
 mod node_lifecycle;
@@ -59,6 +61,8 @@ pub async fn run_all(client: kube::Client, shutdown: CancellationToken, root_ca_
     go("garbage-collector", Box::pin(garbage::start(&world)));
     go("replica-set", Box::pin(replica_set::start(&world)));
     go("deployment", Box::pin(deployment::start(&world)));
+    go("job", Box::pin(job::start(&world)));
+    go("disruption", Box::pin(disruption::start(&world)));
     go("events", Box::pin(world.clone().post_events()));
     for watch in world.watches() {
         go("watch", watch);
