@@ -105,7 +105,22 @@ impl DevCluster {
         tasks.spawn(api.follow_crds());
         tasks.spawn(api.follow_aggregation());
         tasks.spawn(listen::serve(api.clone(), listener, tls, stop.clone()));
-        Ok(Self { address, authority, api, stop, tasks })
+        let mut cluster = Self { address, authority, api, stop, tasks };
+        if options.controllers {
+            let client = cluster.client().await?;
+            let (stop, ca) = (cluster.stop.clone(), cluster.authority.certificate_pem.clone());
+            cluster.tasks.spawn(crate::controllers::run_all(client, stop, ca));
+        }
+        Ok(cluster)
+    }
+
+    /// The controllers' client: one like any other, over HTTPS.
+    async fn client(&self) -> Result<kube::Client, Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Client(error.to_string());
+        let text = self.kubeconfig("system:kube-controller-manager", &["system:masters"])?;
+        let kubeconfig = serde_json::from_str(&text).map_err(|e| failed(&e))?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
+        kube::Client::try_from(config.map_err(|e| failed(&e))?).map_err(|e| failed(&e))
     }
 
     /// The API server's address as a URL.

@@ -17,6 +17,7 @@ mod apply;
 mod auth;
 mod bootstrap;
 mod cluster;
+pub mod controllers;
 mod kinds;
 mod openapi;
 mod patch;
@@ -26,7 +27,7 @@ mod selector;
 mod server;
 pub mod status;
 mod store;
-mod tables;
+pub mod tables;
 mod validate;
 
 pub use cluster::{DevCluster, Error, Options};

@@ -52,10 +52,6 @@ impl Selector {
         Ok(selector)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.labels.is_empty() && self.fields.is_empty()
-    }
-
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
     }

@@ -53,7 +53,7 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
     let replay = initial || (given.unwrap_or(0) == 0 && call.options.get("sendInitialEvents").is_none());
     let mut out = Vec::new();
     let begun = Instant::now();
-    let mut watch = |live, seen| Watch {
+    let watch = |live, seen| Watch {
         api: api.clone(),
         form,
         include,
