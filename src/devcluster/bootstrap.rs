@@ -30,10 +30,19 @@ impl Api {
             self.ensure(RBAC, "roles", &role)?;
         }
         for (name, value, use_for) in [
-            ("system-cluster-critical", 2_000_000_000, "system critical pods that must run in the cluster, but can be moved to another node if necessary"),
-            ("system-node-critical", 2_000_001_000, "system critical pods that must not be moved from their current node"),
+            (
+                "system-cluster-critical",
+                2_000_000_000,
+                "system critical pods that must run in the cluster, but can be moved to another node if necessary",
+            ),
+            (
+                "system-node-critical",
+                2_000_001_000,
+                "system critical pods that must not be moved from their current node",
+            ),
         ] {
-            let class = json!({"metadata": {"name": name}, "value": value, "description": format!("Used for {use_for}.")});
+            let class =
+                json!({"metadata": {"name": name}, "value": value, "description": format!("Used for {use_for}.")});
             self.ensure("scheduling.k8s.io", "priorityclasses", &class)?;
         }
         let published = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
@@ -137,9 +146,7 @@ mod tests {
 
     #[test]
     fn an_aggregated_role_has_the_rules_of_those_it_selects() {
-        let role = |name: &str, label: &str, rule: &str| {
-            json!({"metadata": {"name": name, "labels": {label: "true"}}, "rules": [{"verbs": [rule]}]})
-        };
+        let role = |name: &str, label: &str, rule: &str| json!({"metadata": {"name": name, "labels": {label: "true"}}, "rules": [{"verbs": [rule]}]});
         let view = json!({"metadata": {"name": "view"},
             "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to-view": "true"}}]}});
         let roles = [role("a", "to-view", "get"), role("b", "other", "list"), view.clone()];

@@ -1,5 +1,8 @@
 //! Patches.
-use crate::{schema::Schema, status::{ApiError, Result}};
+use crate::{
+    schema::Schema,
+    status::{ApiError, Result},
+};
 use serde_json::Value;
 
 pub(crate) fn json(current: &Value, patch: &[u8]) -> Result<Value> {

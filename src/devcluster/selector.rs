@@ -33,9 +33,7 @@ impl Selector {
             } else if let Some((name, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (name, value, true)
             } else {
-                return Err(ApiError::bad_request(format!(
-                    "invalid selector: '{part}'; can't understand '{part}'"
-                )));
+                return Err(ApiError::bad_request(format!("invalid selector: '{part}'; can't understand '{part}'")));
             };
             let (name, value) = (name.trim(), value.trim());
             let Some(at) = known.iter().position(|f| &*f.name == name) else {

@@ -40,9 +40,10 @@ impl Rule {
             return false;
         }
         if let Some(path) = action.path {
-            return self.paths.iter().any(|p| {
-                p == "*" || p == path || p.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
-            });
+            return self
+                .paths
+                .iter()
+                .any(|p| p == "*" || p == path || p.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix)));
         }
         let resource = || {
             let sub = action.subresource;

@@ -68,59 +68,138 @@ pub(crate) fn cluster_roles() -> Vec<Value> {
         chain(aggregate("view"), "edit"),
         part("view", view()),
         part("edit", edit()),
-        part("admin", vec![
-            rule(&["create"], "authorization.k8s.io", &["localsubjectaccessreviews"]),
-            rule(&[READ, WRITE].concat(), "rbac.authorization.k8s.io", &["roles", "rolebindings"]),
-        ]),
-        role("system:discovery", vec![paths(&[
-            "/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version",
-            "/version/",
-        ])]),
+        part(
+            "admin",
+            vec![
+                rule(&["create"], "authorization.k8s.io", &["localsubjectaccessreviews"]),
+                rule(&[READ, WRITE].concat(), "rbac.authorization.k8s.io", &["roles", "rolebindings"]),
+            ],
+        ),
+        role(
+            "system:discovery",
+            vec![paths(&[
+                "/api",
+                "/api/*",
+                "/apis",
+                "/apis/*",
+                "/healthz",
+                "/livez",
+                "/openapi",
+                "/openapi/*",
+                "/readyz",
+                "/version",
+                "/version/",
+            ])],
+        ),
         role("system:public-info-viewer", vec![paths(&["/healthz", "/livez", "/readyz", "/version", "/version/"])]),
         role("system:monitoring", vec![paths(&["/metrics", "/livez/*", "/readyz/*", "/healthz/*", "/metrics/slis"])]),
-        role("system:basic-user", vec![
-            rule(&["create"], "authorization.k8s.io", &["selfsubjectaccessreviews", "selfsubjectrulesreviews"]),
-            rule(&["create"], "authentication.k8s.io", &["selfsubjectreviews"]),
-        ]),
-        role("system:auth-delegator", vec![
-            rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
-            rule(&["create"], "authorization.k8s.io", &["subjectaccessreviews"]),
-        ]),
-        role("system:kubelet-api-admin", vec![
-            rule(READ, "", &["nodes"]),
-            rule(&["proxy"], "", &["nodes"]),
-            rule(ALL, "", &[
-                "nodes/proxy", "nodes/stats", "nodes/log", "nodes/metrics", "nodes/spec", "nodes/healthz",
-                "nodes/checkpoint", "nodes/configz", "nodes/pods",
-            ]),
-        ]),
+        role(
+            "system:basic-user",
+            vec![
+                rule(&["create"], "authorization.k8s.io", &["selfsubjectaccessreviews", "selfsubjectrulesreviews"]),
+                rule(&["create"], "authentication.k8s.io", &["selfsubjectreviews"]),
+            ],
+        ),
+        role(
+            "system:auth-delegator",
+            vec![
+                rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
+                rule(&["create"], "authorization.k8s.io", &["subjectaccessreviews"]),
+            ],
+        ),
+        role(
+            "system:kubelet-api-admin",
+            vec![
+                rule(READ, "", &["nodes"]),
+                rule(&["proxy"], "", &["nodes"]),
+                rule(
+                    ALL,
+                    "",
+                    &[
+                        "nodes/proxy",
+                        "nodes/stats",
+                        "nodes/log",
+                        "nodes/metrics",
+                        "nodes/spec",
+                        "nodes/healthz",
+                        "nodes/checkpoint",
+                        "nodes/configz",
+                        "nodes/pods",
+                    ],
+                ),
+            ],
+        ),
         role("system:node", node),
-        role("system:node-bootstrapper", vec![rule(
-            &["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"],
-        )]),
-        role("system:service-account-issuer-discovery", vec![paths(&[
-            "/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks",
-            "/openid/v1/jwks/",
-        ])]),
+        role(
+            "system:node-bootstrapper",
+            vec![rule(&["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"])],
+        ),
+        role(
+            "system:service-account-issuer-discovery",
+            vec![paths(&[
+                "/.well-known/openid-configuration",
+                "/.well-known/openid-configuration/",
+                "/openid/v1/jwks",
+                "/openid/v1/jwks/",
+            ])],
+        ),
     ]
 }
 
-const WORKLOADS: &[&str] = &["daemonsets", "deployments", "deployments/scale", "replicasets", "replicasets/scale",
-    "statefulsets", "statefulsets/scale"];
+const WORKLOADS: &[&str] = &[
+    "daemonsets",
+    "deployments",
+    "deployments/scale",
+    "replicasets",
+    "replicasets/scale",
+    "statefulsets",
+    "statefulsets/scale",
+];
 
 fn view() -> Vec<Value> {
     vec![
-        rule(READ, "", &[
-            "configmaps", "endpoints", "persistentvolumeclaims", "persistentvolumeclaims/status", "pods",
-            "replicationcontrollers", "replicationcontrollers/scale", "serviceaccounts", "services",
-            "services/status", "bindings", "events", "limitranges", "namespaces/status", "pods/log", "pods/status",
-            "replicationcontrollers/status", "resourcequotas", "resourcequotas/status", "namespaces",
-        ]),
+        rule(
+            READ,
+            "",
+            &[
+                "configmaps",
+                "endpoints",
+                "persistentvolumeclaims",
+                "persistentvolumeclaims/status",
+                "pods",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "serviceaccounts",
+                "services",
+                "services/status",
+                "bindings",
+                "events",
+                "limitranges",
+                "namespaces/status",
+                "pods/log",
+                "pods/status",
+                "replicationcontrollers/status",
+                "resourcequotas",
+                "resourcequotas/status",
+                "namespaces",
+            ],
+        ),
         rule(READ, "discovery.k8s.io", &["endpointslices"]),
-        rule(READ, "apps", &[WORKLOADS, &[
-            "controllerrevisions", "daemonsets/status", "deployments/status", "replicasets/status",
-            "statefulsets/status",
-        ]].concat()),
+        rule(
+            READ,
+            "apps",
+            &[
+                WORKLOADS,
+                &[
+                    "controllerrevisions",
+                    "daemonsets/status",
+                    "deployments/status",
+                    "replicasets/status",
+                    "statefulsets/status",
+                ],
+            ]
+            .concat(),
+        ),
         rule(READ, "batch", &["cronjobs", "cronjobs/status", "jobs", "jobs/status"]),
         rule(READ, "policy", &["poddisruptionbudgets", "poddisruptionbudgets/status"]),
         rule(READ, "networking.k8s.io", &["ingresses", "ingresses/status", "networkpolicies"]),
@@ -133,11 +212,27 @@ fn edit() -> Vec<Value> {
     vec![
         rule(READ, "", &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "secrets", "services/proxy"]),
         rule(&["impersonate"], "", &["serviceaccounts"]),
-        rule(WRITE, "", &[
-            "pods", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "configmaps", "endpoints", "events",
-            "persistentvolumeclaims", "replicationcontrollers", "replicationcontrollers/scale", "secrets",
-            "serviceaccounts", "services", "services/proxy",
-        ]),
+        rule(
+            WRITE,
+            "",
+            &[
+                "pods",
+                "pods/attach",
+                "pods/exec",
+                "pods/portforward",
+                "pods/proxy",
+                "configmaps",
+                "endpoints",
+                "events",
+                "persistentvolumeclaims",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "secrets",
+                "serviceaccounts",
+                "services",
+                "services/proxy",
+            ],
+        ),
         rule(&["create"], "", &["pods/eviction", "serviceaccounts/token"]),
         rule(WRITE, "apps", &[WORKLOADS, &["deployments/rollback"]].concat()),
         rule(WRITE, "batch", &["cronjobs", "jobs"]),

@@ -182,10 +182,13 @@ const ROWS: &[Row] = &[
         .subs(&[SCALE]),
     row("", "v1", "ResourceQuota", "resourcequotas", N).of(CORE).short(&["quota"]).status(),
     row("", "v1", "Secret", "secrets", N).of(CORE).fields(&[("type", "")]),
-    row("", "v1", "ServiceAccount", "serviceaccounts", N)
-        .of(CORE)
-        .short(&["sa"])
-        .subs(&[("token", "authentication.k8s.io", "v1", "TokenRequest", CREATE)]),
+    row("", "v1", "ServiceAccount", "serviceaccounts", N).of(CORE).short(&["sa"]).subs(&[(
+        "token",
+        "authentication.k8s.io",
+        "v1",
+        "TokenRequest",
+        CREATE,
+    )]),
     row("", "v1", "Service", "services", N)
         .of(CORE)
         .short(&["svc"])
@@ -234,12 +237,7 @@ const ROWS: &[Row] = &[
     row("authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", C).of(AUTHZ).review(),
     row("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", C).of(AUTHZ).review(),
     row("batch", "v1", "CronJob", "cronjobs", N).of(BATCH).short(&["cj"]).all().status().generation(),
-    row("batch", "v1", "Job", "jobs", N)
-        .of(BATCH)
-        .all()
-        .status()
-        .generation()
-        .fields(&[("status.successful", "0")]),
+    row("batch", "v1", "Job", "jobs", N).of(BATCH).all().status().generation().fields(&[("status.successful", "0")]),
     row("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", C)
         .of("api.certificates.v1")
         .short(&["csr"])

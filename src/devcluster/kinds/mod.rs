@@ -89,17 +89,22 @@ impl Kind {
     }
 }
 
+/// Group, version and plural.
+type Path = (Box<str>, Box<str>, Box<str>);
+/// A version and its kinds.
+pub(crate) type Version = (Box<str>, Vec<Arc<Kind>>);
+
 /// All kinds served at a moment. Replaced as a whole when a CRD changes.
 #[derive(Debug, Default)]
 pub(crate) struct Kinds {
-    by_path: HashMap<(Box<str>, Box<str>, Box<str>), Arc<Kind>>,
+    by_path: HashMap<Path, Arc<Kind>>,
     /// In the order of discovery: group, versions with the preferred first, kinds.
-    pub(crate) groups: Vec<(Box<str>, Vec<(Box<str>, Vec<Arc<Kind>>)>)>,
+    pub(crate) groups: Vec<(Box<str>, Vec<Version>)>,
 }
 
 impl Kinds {
     fn new(kinds: Vec<Arc<Kind>>) -> Self {
-        let mut groups: Vec<(Box<str>, Vec<(Box<str>, Vec<Arc<Kind>>)>)> = Vec::new();
+        let mut groups: Vec<(Box<str>, Vec<Version>)> = Vec::new();
         let mut by_path = HashMap::new();
         for kind in kinds {
             by_path.insert((kind.group.clone(), kind.version.clone(), kind.plural.clone()), kind.clone());
@@ -124,7 +129,7 @@ impl Kinds {
         self.by_path.get(&(group.into(), version.into(), plural.into()))
     }
 
-    pub(crate) fn versions(&self, group: &str) -> Option<&[(Box<str>, Vec<Arc<Kind>>)]> {
+    pub(crate) fn versions(&self, group: &str) -> Option<&[Version]> {
         self.groups.iter().find(|(g, _)| &**g == group).map(|(_, versions)| versions.as_slice())
     }
 

@@ -54,7 +54,11 @@ pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
     let (group, names) = (text(&spec["group"]), &spec["names"]);
     let wanted = format!("{}.{group}", text(&names["plural"]));
     if crd["metadata"]["name"] != wanted.as_str() {
-        errors.push(FieldError::invalid("metadata.name", &crd["metadata"]["name"], "must be spec.names.plural+\".\"+spec.group"));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            &crd["metadata"]["name"],
+            "must be spec.names.plural+\".\"+spec.group",
+        ));
     }
     if group.is_empty() {
         errors.push(FieldError::required("spec.group", ""));
@@ -221,12 +225,15 @@ impl Api {
         }
         let id = ResourceId::new(text(&crd["spec"]["group"]), text(&crd["spec"]["names"]["plural"]));
         let resource = self.store.resource(&id);
-        report(name, self.change_crd(name, "status", |old| {
-            let mut crd = old.clone();
-            let message = "CustomResource deletion is in progress";
-            set_condition(&mut crd, "Terminating", "True", "InstanceDeletionInProgress", message);
-            Ok(crd)
-        }));
+        report(
+            name,
+            self.change_crd(name, "status", |old| {
+                let mut crd = old.clone();
+                let message = "CustomResource deletion is in progress";
+                set_condition(&mut crd, "Terminating", "True", "InstanceDeletionInProgress", message);
+                Ok(crd)
+            }),
+        );
         let kinds = custom::kinds(crd);
         if let Some(kind) = kinds.first() {
             self.delete_instances(kind);
@@ -234,13 +241,16 @@ impl Api {
         if resource.len() > 0 {
             return self.clean_up_later(name, &id);
         }
-        report(name, self.change_crd(name, "", |old| {
-            let mut crd = old.clone();
-            if let Some(finalizers) = crd["metadata"]["finalizers"].as_array_mut() {
-                finalizers.retain(|f| f != FINALIZER);
-            }
-            Ok(crd)
-        }));
+        report(
+            name,
+            self.change_crd(name, "", |old| {
+                let mut crd = old.clone();
+                if let Some(finalizers) = crd["metadata"]["finalizers"].as_array_mut() {
+                    finalizers.retain(|f| f != FINALIZER);
+                }
+                Ok(crd)
+            }),
+        );
         self.registry.set_custom(name, Vec::new());
         self.store.forget(&id);
     }

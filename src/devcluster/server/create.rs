@@ -82,9 +82,8 @@ impl Api {
         let found = found.value();
         if found["metadata"]["deletionTimestamp"].is_string() || found["status"]["phase"] == "Terminating" {
             let name = value["metadata"]["name"].as_str().unwrap_or_default();
-            let message = format!(
-                "unable to create new content in namespace {namespace} because it is being terminated"
-            );
+            let message =
+                format!("unable to create new content in namespace {namespace} because it is being terminated");
             let mut error = ApiError::forbidden(&kind.plural, &kind.group, name, &message);
             let since = &found["metadata"]["deletionTimestamp"];
             error.details["causes"] = json!([{"reason": "NamespaceTerminating", "field": "metadata.namespace",
@@ -106,8 +105,10 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     match (api_version.as_deref().unwrap_or_default(), named.as_deref().unwrap_or_default()) {
         ("", _) | (_, "") if kind.custom || object.contains_key("apiVersion") != object.contains_key("kind") => {
             let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "kind" };
-            return Err(ApiError::bad_request(format!("Object '{}' is missing in the body",
-                if missing == "kind" { "Kind" } else { "apiVersion" })));
+            return Err(ApiError::bad_request(format!(
+                "Object '{}' is missing in the body",
+                if missing == "kind" { "Kind" } else { "apiVersion" }
+            )));
         }
         ("", "") => {}
         (version, k) if version != wanted || *k != *kind.kind => {
@@ -131,7 +132,9 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     };
     let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default();
     if kind.namespaced && !text("namespace").is_empty() && text("namespace") != namespace {
-        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     if !name.is_empty() && !text("name").is_empty() && text("name") != name {
         let message = format!("the name of the object ({}) does not match the name on the URL ({name})", text("name"));
@@ -169,7 +172,8 @@ pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value) -> Result<Vec<S
     if !kind.custom
         && let Err(error) = schema.check_types(value)
     {
-        let message = format!("{} in version {:?} cannot be handled as a {}: {error}", kind.kind, kind.version, kind.kind);
+        let message =
+            format!("{} in version {:?} cannot be handled as a {}: {error}", kind.kind, kind.version, kind.kind);
         return Err(refuse(value, message));
     }
     schema.prune(value);

@@ -71,8 +71,15 @@ impl Api {
             Deleted::Pending(object) => (object, false),
         };
         // Kinds whose storage returns the deleted object itself.
-        let returns_object = ["pods", "podtemplates", "persistentvolumeclaims", "persistentvolumes", "resourcequotas",
-            "serviceaccounts", "services"];
+        let returns_object = [
+            "pods",
+            "podtemplates",
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "resourcequotas",
+            "serviceaccounts",
+            "services",
+        ];
         if !gone || kind.group.is_empty() && returns_object.contains(&&*kind.plural) {
             return convert::to_served(kind, object.value());
         }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::http::{Answer, accepted, json as answer_json, json_bytes, not_acceptable};
 use crate::auth::tokens::ISSUER;
-use crate::kinds::{Kind, Kinds};
+use crate::kinds::{Kind, Kinds, Version};
 use crate::status::{ApiError, Result};
 
 /// Documents made for a set of kinds, kept until the kinds change.
@@ -41,8 +41,11 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
     match segments.as_slice() {
         ["api"] => match aggregated(&parts.headers) {
             Some(version) => Ok(discovery_list(&kinds, version, true)),
-            None => Ok(answer_json(200, &json!({"kind": "APIVersions", "versions": ["v1"],
-                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host(&parts.headers)}]}))),
+            None => Ok(answer_json(
+                200,
+                &json!({"kind": "APIVersions", "versions": ["v1"],
+                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host(&parts.headers)}]}),
+            )),
         },
         ["apis"] => match aggregated(&parts.headers) {
             Some(version) => Ok(discovery_list(&kinds, version, false)),
@@ -67,9 +70,12 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
         ["openapi", "v2"] => openapi_v2(api, &kinds, &parts.headers),
         ["openapi", "v3", ..] => openapi_v3(api, &kinds, path, &parts.headers),
         [""] => Ok(answer_json(200, &paths(&kinds))),
-        [".well-known", "openid-configuration"] => Ok(answer_json(200, &json!({"issuer": ISSUER,
+        [".well-known", "openid-configuration"] => Ok(answer_json(
+            200,
+            &json!({"issuer": ISSUER,
             "jwks_uri": format!("{ISSUER}/openid/v1/jwks"), "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"]}))),
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"]}),
+        )),
         _ => missing(),
     }
 }
@@ -84,11 +90,13 @@ fn paths(kinds: &Kinds) -> Value {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|(version, _)| format!("/apis/{group}/{version}")));
     }
-    paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(Into::into));
+    paths.extend(
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(Into::into),
+    );
     json!({"paths": paths})
 }
 
-fn versions(found: &[(Box<str>, Vec<Arc<Kind>>)]) -> Vec<&str> {
+fn versions(found: &[Version]) -> Vec<&str> {
     found.iter().map(|(version, _)| &**version).collect()
 }
 
@@ -165,7 +173,11 @@ fn discovery_list(kinds: &Kinds, version: &str, core: bool) -> Answer {
         let mut resource = json!({"resource": &*kind.plural, "singularResource": &*kind.singular, "verbs": kind.verbs,
             "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
             "responseKind": response_kind(&kind.group, &kind.version, &kind.kind)});
-        for (key, list) in [("shortNames", json!(kind.short_names)), ("categories", json!(kind.categories)), ("subresources", json!(subresources))] {
+        for (key, list) in [
+            ("shortNames", json!(kind.short_names)),
+            ("categories", json!(kind.categories)),
+            ("subresources", json!(subresources)),
+        ] {
             if list.as_array().is_some_and(|list| !list.is_empty()) {
                 resource[key] = list;
             }

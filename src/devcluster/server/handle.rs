@@ -8,6 +8,7 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use super::create::check_identity;
 use super::delete::Deleted;
 use super::http::{Answer, content_type, failure, json as answer_json, parse, read_body, text, warn};
 use super::options::{DeleteOptions, Options};
@@ -40,7 +41,8 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         return other(api, &parts).await;
     };
     let options = Options::parse(parts.uri.query());
-    let watching = options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
+    let watching =
+        options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
     let verb = target.verb(&parts.method, watching);
     authorize(api, &user, &target, verb)?;
     let kinds = api.registry.kinds();
@@ -48,7 +50,8 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
     let kind = kinds.find(&target.group, &target.version, &target.resource).ok_or_else(missing)?.clone();
     // A namespaced kind without a namespace can only be listed; a cluster-scoped one is in no namespace.
     let misplaced = if kind.namespaced {
-        target.namespace.is_empty() && (!target.name.is_empty() || matches!(verb, "create" | "deletecollection"))
+        target.namespace.is_empty()
+            && (!target.name.is_empty() || matches!(verb, "create" | "deletecollection"))
             && !kind.is_virtual()
     } else {
         !target.namespace.is_empty() && !kind.is("", "namespaces")
@@ -94,8 +97,9 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
         }
         "update" => {
             let body = read_body(body).await?;
-            let value = parse(&content_type(&call.headers), &body)?;
-            // The body of a PUT is the same however often it has to be tried.
+            let mut value = parse(&content_type(&call.headers), &body)?;
+            // Before the object is looked up: a body for another object is a bad request even when this one is missing.
+            check_identity(&call.kind, &mut value, &call.target.namespace, &call.target.name)?;
             written(&call, api.modify(&call.write()?, &call.key(), |_| Ok(value.clone()))?)
         }
         "patch" => {
@@ -156,11 +160,9 @@ async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -
         "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
         "proxy" => proxy::node_or_pod(api, &call, parts, body).await,
         "log" => proxy::log(api, &call).await,
-        "exec" | "attach" | "portforward" => Err(ApiError::new(
-            501,
-            "NotImplemented",
-            format!("{name} through this API server is not supported yet"),
-        )),
+        "exec" | "attach" | "portforward" => {
+            Err(ApiError::new(501, "NotImplemented", format!("{name} through this API server is not supported yet")))
+        }
         _ => subresources::answer(api, &call, &parts.method, read_body(body).await?),
     }
 }
@@ -252,7 +254,11 @@ fn authorize(api: &Api, user: &User, target: &Target, verb: &str) -> Result<()> 
         resource: &target.resource,
         subresource: &target.subresource,
         // A namespace is in itself for RBAC.
-        namespace: if target.resource == "namespaces" && target.group.is_empty() { &target.name } else { &target.namespace },
+        namespace: if target.resource == "namespaces" && target.group.is_empty() {
+            &target.name
+        } else {
+            &target.namespace
+        },
         name: &target.name,
         path: None,
     };

@@ -201,10 +201,14 @@ mod tests {
 
     #[test]
     fn names_follow_their_grammar() {
-        for (name, fine) in [("a", true), ("a-b.c0", true), ("Bad_Name", false), ("-a", false), ("a..b", false), ("", false)] {
+        for (name, fine) in
+            [("a", true), ("a-b.c0", true), ("Bad_Name", false), ("-a", false), ("a..b", false), ("", false)]
+        {
             assert_eq!(is_subdomain(name), fine, "{name}");
         }
-        for (name, fine) in [("a", true), ("example.com/A_b", true), ("not valid!", false), ("/a", false), ("a/b/c", false)] {
+        for (name, fine) in
+            [("a", true), ("example.com/A_b", true), ("not valid!", false), ("/a", false), ("a/b/c", false)]
+        {
             assert_eq!(qualified_name_fault(name).is_none(), fine, "{name}");
         }
     }

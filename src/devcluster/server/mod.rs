@@ -6,8 +6,8 @@
 //! [`meta`] keeps the rules of `metadata`, and [`strategy`] the few rules that belong to one kind.
 
 pub(crate) mod convert;
-pub(crate) mod create;
 pub(crate) mod crds;
+pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod discovery;
 pub(crate) mod handle;

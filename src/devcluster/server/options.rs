@@ -75,7 +75,9 @@ impl Options {
     pub(crate) fn revision(&self) -> Result<Option<u64>> {
         let Some(text) = self.get("resourceVersion").filter(|t| !t.is_empty()) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
-            ApiError::bad_request(format!("invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+            ApiError::bad_request(format!(
+                "invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"
+            ))
         })
     }
 
@@ -93,10 +95,9 @@ impl Options {
                     "resourceVersionMatch",
                     "resourceVersionMatch is forbidden unless resourceVersion is provided",
                 ),
-                Some(_) if self.get("continue").is_some_and(|c| !c.is_empty()) => forbidden(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden when continue is provided",
-                ),
+                Some(_) if self.get("continue").is_some_and(|c| !c.is_empty()) => {
+                    forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided")
+                }
                 Some("Exact") if version == Some("0") => forbidden(
                     "resourceVersionMatch",
                     "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
@@ -118,11 +119,9 @@ impl Options {
                     "resourceVersionMatch",
                     "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 ),
-                Some(other) if initial && other != "NotOlderThan" => Some(FieldError::not_supported(
-                    "resourceVersionMatch",
-                    &json!(other),
-                    &["NotOlderThan"],
-                )),
+                Some(other) if initial && other != "NotOlderThan" => {
+                    Some(FieldError::not_supported("resourceVersionMatch", &json!(other), &["NotOlderThan"]))
+                }
                 _ => None,
             }
         };

@@ -104,7 +104,8 @@ impl Api {
                 }
             }
             match self.modify(&write, &key, |old| apply::apply(Some(old), &checked, &request, schema)) {
-                Err(error) if error.code == 404 && write.resource.get(&key).is_none() && write.subresource.is_empty() => {}
+                Err(error)
+                    if error.code == 404 && write.resource.get(&key).is_none() && write.subresource.is_empty() => {}
                 other => return other.map(|written| Written { warnings, ..written }),
             }
         }
@@ -131,7 +132,10 @@ fn check_applied(call: &Call, applied: &Value) -> Result<()> {
     if version != Some(&kind.api_version()) || name != Some(&kind.kind) {
         let message = format!(
             "the applied object is {}, Kind={}, which does not match the endpoint's {}, Kind={}",
-            json!(version), json!(name), kind.api_version(), kind.kind
+            json!(version),
+            json!(name),
+            kind.api_version(),
+            kind.kind
         );
         return Err(ApiError::bad_request(message));
     }

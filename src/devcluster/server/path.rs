@@ -129,11 +129,10 @@ mod tests {
 
     #[test]
     fn encoded_text_is_decoded_and_broken_encoding_is_kept() {
-        assert_eq!(query("a=b%20c&d=e+f&g"), [
-            ("a".into(), "b c".into()),
-            ("d".into(), "e f".into()),
-            ("g".into(), String::new())
-        ]);
+        assert_eq!(
+            query("a=b%20c&d=e+f&g"),
+            [("a".into(), "b c".into()), ("d".into(), "e f".into()), ("g".into(), String::new())]
+        );
         assert_eq!(decode("100%"), "100%");
         assert_eq!(decode("%zz"), "%zz");
     }

@@ -51,7 +51,11 @@ impl Kubelets {
     /// Sends one request to a kubelet and returns its answer as it streams in.
     async fn send(&self, host: &str, port: u64, mut request: Request<Full<Bytes>>) -> Result<Answer> {
         let unreachable = |what: &str, error: &dyn std::fmt::Display| {
-            ApiError::new(502, "BadGateway", format!("error trying to reach the kubelet at {host}:{port}: {what}: {error}"))
+            ApiError::new(
+                502,
+                "BadGateway",
+                format!("error trying to reach the kubelet at {host}:{port}: {what}: {error}"),
+            )
         };
         let connect = async {
             let port = u16::try_from(port).map_err(|error| unreachable("port", &error))?;

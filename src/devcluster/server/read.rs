@@ -44,7 +44,9 @@ pub(crate) fn include(call: &Call) -> Result<IncludeObject> {
         None | Some("" | "Metadata") => Ok(IncludeObject::Metadata),
         Some("None") => Ok(IncludeObject::None),
         Some("Object") => Ok(IncludeObject::Object),
-        Some(other) => Err(ApiError::bad_request(format!("includeObject must be one of None, Metadata or Object, not {other}"))),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("includeObject must be one of None, Metadata or Object, not {other}")))
+        }
     }
 }
 
@@ -189,7 +191,8 @@ struct Continue {
 
 impl Continue {
     fn encode(&self) -> String {
-        let token = json!({"v": "vnode/v1", "rv": self.revision, "ns": &*self.after.namespace, "name": &*self.after.name});
+        let token =
+            json!({"v": "vnode/v1", "rv": self.revision, "ns": &*self.after.namespace, "name": &*self.after.name});
         URL_SAFE_NO_PAD.encode(token.to_string())
     }
 

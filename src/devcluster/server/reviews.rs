@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::http::{Answer, content_type, json as answer_json, parse};
 use super::create::check_identity;
+use super::http::{Answer, content_type, json as answer_json, parse};
 use super::{Api, Call};
 use crate::auth::tokens::audiences;
 use crate::auth::{Action, User};
@@ -26,7 +26,8 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
             let user = User::from_review(spec);
             if user.name.is_empty() && user.groups.is_empty() {
-                let error = FieldError::invalid("spec.user", &json!(""), "at least one of user or group must be specified");
+                let error =
+                    FieldError::invalid("spec.user", &json!(""), "at least one of user or group must be specified");
                 return Err(invalid(error));
             }
             access(api, spec, &user).map_err(invalid)?

@@ -38,7 +38,13 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
             write.source = Source::Body;
             api.modify(&write, &call.key(), change)?.object
         }
-        _ => return Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")),
+        _ => {
+            return Err(ApiError::new(
+                405,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            ));
+        }
     };
     Ok(answer_json(200, &show(kind, &Api::served_value(kind, &object))))
 }

@@ -84,7 +84,9 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
         crds::default(new);
     } else if kind.is("", "services") && write.subresource.is_empty() && new["spec"].is_object() {
         for kept in ["clusterIP", "clusterIPs"] {
-            if new["spec"].get(kept).is_none_or(|v| v.is_null() || v == "") && text(&new["spec"], "type") != "ExternalName" {
+            if new["spec"].get(kept).is_none_or(|v| v.is_null() || v == "")
+                && text(&new["spec"], "type") != "ExternalName"
+            {
                 new["spec"][kept] = old["spec"][kept].clone();
             }
         }

@@ -172,7 +172,9 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
     let budgets = budgets_of(api, pod);
     let name = &call.target.name;
     if budgets.len() > 1 {
-        return Err(ApiError::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
+        return Err(ApiError::internal(
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        ));
     }
     let Some(budget) = budgets.first() else { return Ok(()) };
     let budget_name = budget["metadata"]["name"].as_str().unwrap_or_default();
@@ -182,7 +184,8 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
         return Ok(());
     }
     let refuse = |message: String| {
-        let mut error = ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+        let mut error =
+            ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
         error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": message}]});
         error
     };
@@ -238,25 +241,34 @@ fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
     };
     let reference = &spec["boundObjectRef"];
     if reference.is_object() {
-        let (kind, object) = (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
+        let (kind, object) =
+            (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
         let plural = match kind {
             "Pod" => "pods",
             "Secret" => "secrets",
             "Node" => "nodes",
-            other => return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount {name:?} to {other:?}"))),
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "cannot bind token for serviceaccount {name:?} to {other:?}"
+                )));
+            }
         };
         let at = if plural == "nodes" { "" } else { namespace };
         let found = api.get("", plural, at, object).ok_or_else(|| ApiError::not_found(plural, "", object))?;
         if let Some(uid) = reference["uid"].as_str().filter(|uid| !uid.is_empty() && **uid != *found.uid) {
-            let message = format!("the UID in the bound object reference ({uid}) does not match the UID in record. \
-                The object might have been deleted and then recreated");
+            let message = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. \
+                The object might have been deleted and then recreated"
+            );
             return Err(ApiError::conflict(plural, "", object, &message));
         }
         let place = match plural {
             "pods" => {
                 let pod = found.value();
                 if pod["spec"]["serviceAccountName"] != name {
-                    return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount {name:?} to pod running with different serviceaccount name.")));
+                    return Err(ApiError::bad_request(format!(
+                        "cannot bind token for serviceaccount {name:?} to pod running with different serviceaccount name."
+                    )));
                 }
                 let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
                 if let Some(node) = api.get("", "nodes", "", node) {

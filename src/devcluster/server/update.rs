@@ -34,7 +34,13 @@ impl Api {
     }
 
     /// Replaces `current`; `None` when somebody else was faster.
-    fn replace(&self, write: &Write<'_>, current: &Arc<Object>, old: &Value, mut new: Value) -> Result<Option<Written>> {
+    fn replace(
+        &self,
+        write: &Write<'_>,
+        current: &Arc<Object>,
+        old: &Value,
+        mut new: Value,
+    ) -> Result<Option<Written>> {
         let (kind, name) = (write.kind, &*current.key.name);
         check_identity(kind, &mut new, &current.key.namespace, name)?;
         check_preconditions(kind, current, &new)?;
@@ -120,9 +126,15 @@ fn check_preconditions(kind: &Kind, current: &Object, new: &Value) -> Result<()>
 /// Puts back what only the server sets.
 fn keep_metadata(new: &mut Value, old: &Value) {
     let (Some(meta), old) = (new["metadata"].as_object_mut(), &old["metadata"]) else { return };
-    for owned in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName", "resourceVersion"]
-    {
+    for owned in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+    ] {
         match old.get(owned) {
             Some(value) => drop(meta.insert(owned.into(), value.clone())),
             None => drop(meta.remove(owned)),
@@ -153,7 +165,8 @@ fn isolate(write: &Write<'_>, new: &mut Value, old: &Value) {
         None => drop(object.remove(key)),
     };
     if write.subresource == "status" {
-        let others: Vec<String> = object.keys().chain(old.as_object().into_iter().flat_map(Map::keys)).cloned().collect();
+        let others: Vec<String> =
+            object.keys().chain(old.as_object().into_iter().flat_map(Map::keys)).cloned().collect();
         for key in others.iter().filter(|key| !matches!(key.as_str(), "status" | "metadata")) {
             take(object, key);
         }
@@ -169,7 +182,11 @@ fn isolate(write: &Write<'_>, new: &mut Value, old: &Value) {
                 None => drop(meta.remove(*key)),
             }
         }
-    } else if write.kind.status && write.subresource != "finalize" && write.subresource != "binding" && write.subresource != "eviction" {
+    } else if write.kind.status
+        && write.subresource != "finalize"
+        && write.subresource != "binding"
+        && write.subresource != "eviction"
+    {
         take(object, "status");
     }
 }

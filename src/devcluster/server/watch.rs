@@ -211,8 +211,7 @@ impl Watch {
 
     fn table(&mut self, meta: &Value, items: &[&Value]) -> Value {
         let kind = &self.call.kind;
-        let mut table =
-            tables::table((&kind.group, &kind.kind), kind.columns.as_deref(), meta, items, self.include);
+        let mut table = tables::table((&kind.group, &kind.kind), kind.columns.as_deref(), meta, items, self.include);
         if std::mem::replace(&mut self.headed, true) {
             table["columnDefinitions"] = Value::Null;
         }
