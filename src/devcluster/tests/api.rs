@@ -62,7 +62,6 @@ async fn state_and_credentials_survive_a_restart() {
     let (cluster, old_client) = start(options()).await;
     let api: Api<ConfigMap> = Api::namespaced(old_client, "default");
     let made = api.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
-    let version = made.metadata.resource_version.clone().unwrap();
     let kubeconfig = cluster.kubeconfig("somebody", &["system:masters"]).unwrap();
     let port = cluster.url().rsplit(':').next().unwrap().parse::<u16>().unwrap();
     cluster.shutdown().await;
@@ -71,7 +70,7 @@ async fn state_and_credentials_survive_a_restart() {
     let (cluster, _) = start(again).await;
     let api: Api<ConfigMap> = Api::namespaced(client(&kubeconfig).await, "default");
     assert_eq!(api.get("a").await.unwrap().metadata, made.metadata);
-    let mut events = api.watch(&WatchParams::default().timeout(5), &version).await.unwrap().boxed();
+    let mut events = api.watch(&WatchParams::default().timeout(5), "2").await.unwrap().boxed();
     let first = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap();
     assert!(matches!(first, Some(Ok(WatchEvent::Error(status))) if status.code == 410), "history starts anew");
     cluster.shutdown().await;
