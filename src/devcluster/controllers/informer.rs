@@ -77,6 +77,11 @@ where
         let _ = self.synced.subscribe().wait_for(|s| *s).await;
     }
 
+    /// Lets go of the handlers, and of what they hold on to.
+    pub(crate) fn close(&self) {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn put(&self, key: Key, new: Option<K>) {
         let handlers = self.handlers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = new.map(Arc::new);

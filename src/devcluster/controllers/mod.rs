@@ -6,9 +6,11 @@
 //!
 //! [`run_all`] runs them until told to stop. Decisions are pure functions beside the code that carries them out.
 
+mod daemon_set;
 mod deployment;
 mod discovery;
 mod disruption;
+mod endpoints;
 mod garbage;
 mod informer;
 mod job;
@@ -20,6 +22,7 @@ mod queue;
 mod replica_set;
 mod scheduler;
 mod service_account;
+mod stateful_set;
 mod taint_eviction;
 mod workload;
 mod world;
@@ -63,9 +66,13 @@ pub async fn run_all(client: kube::Client, shutdown: CancellationToken, root_ca_
     go("deployment", Box::pin(deployment::start(&world)));
     go("job", Box::pin(job::start(&world)));
     go("disruption", Box::pin(disruption::start(&world)));
+    go("daemon-set", Box::pin(daemon_set::start(&world)));
+    go("stateful-set", Box::pin(stateful_set::start(&world)));
+    go("endpoint-slice", Box::pin(endpoints::start(&world)));
     go("events", Box::pin(world.clone().post_events()));
     for watch in world.watches() {
         go("watch", watch);
     }
     while tasks.join_next().await.is_some() {}
+    world.close();
 }

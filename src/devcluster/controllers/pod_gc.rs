@@ -40,10 +40,11 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
         let Some(pod) = change.new else { return };
         match node_of(pod) {
             None if pod.metadata.deletion_timestamp.is_some() => q.add(key_of(pod.as_ref())),
-            Some(node) if change.old.is_none_or(|old| node_of(old) != Some(node)) => {
-                if w.upgrade().is_some_and(|w| w.nodes.get_in("", node).is_none()) {
-                    q.add_after(key_of(pod.as_ref()), QUARANTINE);
-                }
+            Some(node)
+                if change.old.is_none_or(|old| node_of(old) != Some(node))
+                    && w.upgrade().is_some_and(|w| w.nodes.get_in("", node).is_none()) =>
+            {
+                q.add_after(key_of(pod.as_ref()), QUARANTINE);
             }
             _ => {}
         }

@@ -87,6 +87,13 @@ impl World {
         world
     }
 
+    /// Breaks the circles between informers, handlers and controllers once all have stopped.
+    pub(crate) fn close(&self) {
+        self.pods.close();
+        self.nodes.close();
+        self.leases.close();
+    }
+
     fn index(&self, change: Change<'_, Pod>) {
         let Some(key) = change.new.or(change.old).map(|pod| key_of(pod.as_ref())) else { return };
         let (old, new) = (change.old.map(Arc::as_ref), change.new.map(Arc::as_ref));

@@ -176,14 +176,27 @@ fn term_takes(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
         })
 }
 
+/// Whether a node's taints and labels let a pod run there, room aside.
+pub(crate) fn may_run(node: &Node, pod: &PodInfo) -> bool {
+    let spec = node.spec.as_ref();
+    let info = NodeInfo {
+        name: node.name_any(),
+        labels: node.labels().clone(),
+        taints: spec.and_then(|s| s.taints.clone()).unwrap_or_default(),
+        unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
+        ..NodeInfo::default()
+    };
+    info.unwelcome(pod).is_none()
+}
+
 impl NodeInfo {
     fn selected_by(&self, pod: &PodInfo) -> bool {
         pod.node_selector.iter().all(|(k, v)| self.labels.get(k) == Some(v))
             && pod.required.as_ref().is_none_or(|terms| terms.iter().any(|t| term_takes(t, self)))
     }
 
-    /// Why this node cannot take the pod, topology aside.
-    fn refusal(&self, pod: &PodInfo) -> Option<Vec<String>> {
+    /// Why this node's taints and labels keep the pod out.
+    fn unwelcome(&self, pod: &PodInfo) -> Option<Vec<String>> {
         let one = |why: &str| Some(vec![why.to_string()]);
         let tolerated =
             |key: &str, value: &str, effect: &str| pod.tolerations.iter().any(|t| tolerates(t, key, value, effect));
@@ -198,6 +211,15 @@ impl NodeInfo {
         }
         if !self.selected_by(pod) {
             return one("node(s) didn't match Pod's node affinity/selector");
+        }
+        None
+    }
+
+    /// Why this node cannot take the pod, topology aside.
+    fn refusal(&self, pod: &PodInfo) -> Option<Vec<String>> {
+        let one = |why: &str| Some(vec![why.to_string()]);
+        if let Some(why) = self.unwelcome(pod) {
+            return Some(why);
         }
         let clashes = |(protocol, ip, number): &super::pod::HostPort| {
             self.pods.values().flat_map(|p| &p.ports).any(|(protocol2, ip2, number2)| {

@@ -3,7 +3,7 @@
 //! The picture of the cluster is kept by the informers' handlers; one loop decides, and up to [`WIDTH`] calls to the
 //! API are under way at once. A pod that fits nowhere waits until something changes that could help it.
 
-mod cluster;
+pub(crate) mod cluster;
 pub(crate) mod pod;
 pub(crate) mod resources;
 
