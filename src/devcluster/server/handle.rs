@@ -1,0 +1,313 @@
+//! One request: who asks, for what, may they, and whose job it is to answer.
+
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HeaderMap};
+use http::request::Parts;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::create::check_identity;
+use super::delete::Deleted;
+use super::http::{Answer, content_type, failure, json as answer_json, parse, read_body, text, warn};
+use super::options::{DeleteOptions, Options};
+use super::path::Target;
+use super::read::{self, object_answer};
+use super::{Api, Call, Written, proxy, reviews, scale, subresources, watch};
+use crate::auth::{Action, User, tokens};
+use crate::status::{ApiError, Result};
+
+pub(crate) async fn handle(api: Arc<Api>, certified: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    match route(&api, certified.as_deref(), parts, body).await {
+        Ok(answer) => answer,
+        Err(error) => failure(&error),
+    }
+}
+
+async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Incoming) -> Result<Answer> {
+    let user = authenticate(api, certified, &parts.headers)?;
+    let user = impersonate(api, user, &parts.headers)?;
+    let path = parts.uri.path();
+    let Some(target) = Target::parse(path) else {
+        let action = Action { verb: non_resource_verb(&parts.method), path: Some(path), ..Action::default() };
+        if !api.authorizer.allows(&user, &action) {
+            let message = format!("forbidden: {}", action.denial(&user));
+            let mut error = ApiError::new(403, "Forbidden", message);
+            error.details = json!({});
+            return Err(error);
+        }
+        return other(api, &parts).await;
+    };
+    let options = Options::parse(parts.uri.query());
+    let watching =
+        options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
+    let verb = target.verb(&parts.method, watching);
+    authorize(api, &user, &target, verb)?;
+    let kinds = api.registry.kinds();
+    let missing = || ApiError::new(404, "NotFound", "the server could not find the requested resource");
+    let kind = kinds.find(&target.group, &target.version, &target.resource).ok_or_else(missing)?.clone();
+    // A namespaced kind without a namespace can only be listed; a cluster-scoped one is in no namespace.
+    let misplaced = if kind.namespaced {
+        target.namespace.is_empty()
+            && (!target.name.is_empty() || matches!(verb, "create" | "deletecollection"))
+            && !kind.is_virtual()
+    } else {
+        !target.namespace.is_empty() && !kind.is("", "namespaces")
+    };
+    if misplaced {
+        return Err(missing());
+    }
+    let resource = api.store.resource(&kind.storage);
+    let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
+    if call.kind.is_virtual() {
+        if parts.method != Method::POST {
+            return Err(not_allowed());
+        }
+        let body = read_body(body).await?;
+        return reviews::answer(api, &call, &body);
+    }
+    if !call.target.subresource.is_empty() && call.target.subresource != "status" {
+        return subresource(api, call, parts, body).await;
+    }
+    if call.target.subresource == "status" && call.kind.subresource("status").is_none() {
+        return Err(missing());
+    }
+    resource_request(api, call, verb, body).await
+}
+
+async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming) -> Result<Answer> {
+    let allowed = match call.target.subresource.as_str() {
+        "" => call.kind.verbs.contains(&verb),
+        _ => matches!(verb, "get" | "update" | "patch"),
+    };
+    if !allowed || verb == "create" && !call.target.name.is_empty() {
+        return Err(not_allowed());
+    }
+    match verb {
+        "get" if call.options.flag("watch") && call.target.subresource.is_empty() => watch::watch(api, call),
+        "get" => read::get(&call),
+        "list" => read::list(api, &call),
+        "watch" => watch::watch(api, call),
+        "create" => {
+            let body = read_body(body).await?;
+            let value = parse(&content_type(&call.headers), &body)?;
+            written(&call, api.create(&call.write()?, &call.target.namespace, value)?)
+        }
+        "update" => {
+            let body = read_body(body).await?;
+            let mut value = parse(&content_type(&call.headers), &body)?;
+            // Before the object is looked up: a body for another object is a bad request even when this one is missing.
+            check_identity(&call.kind, &mut value, &call.target.namespace, &call.target.name)?;
+            written(&call, api.modify(&call.write()?, &call.key(), |_| Ok(value.clone()))?)
+        }
+        "patch" => {
+            let body = read_body(body).await?;
+            written(&call, api.patch(&call, body)?)
+        }
+        "delete" => {
+            let options = delete_options(&call, body).await?;
+            let mut write = call.write()?;
+            write.dry_run = options.dry_run;
+            let deleted = api.delete(&write, &call.key(), &options)?;
+            Ok(answer_json(200, &Api::deletion_answer(&call.kind, &deleted)))
+        }
+        "deletecollection" => {
+            let options = delete_options(&call, body).await?;
+            delete_collection(api, &call, &options)
+        }
+        _ => Err(not_allowed()),
+    }
+}
+
+async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions> {
+    let body = read_body(body).await?;
+    let value = if body.is_empty() { Value::Null } else { parse(&content_type(&call.headers), &body)? };
+    DeleteOptions::read(&value, &call.options)
+}
+
+fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<Answer> {
+    let page = read::select(api, call)?;
+    let mut write = call.write()?;
+    write.dry_run = options.dry_run;
+    let mut items = Vec::with_capacity(page.objects.len());
+    for object in &page.objects {
+        match api.delete(&write, &object.key, options) {
+            Ok(Deleted::Gone(object) | Deleted::Pending(object)) => items.push(Api::served_value(&call.kind, &object)),
+            // Somebody else was faster; that is what was asked for.
+            Err(error) if error.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let list = json!({"kind": &*call.kind.list_kind, "apiVersion": call.kind.api_version(),
+        "metadata": {"resourceVersion": api.store.revision().to_string()}, "items": items});
+    Ok(answer_json(200, &list))
+}
+
+pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
+    let mut answer = object_answer(call, if written.created { 201 } else { 200 }, &written.object)?;
+    warn(&mut answer, &written.warnings);
+    Ok(answer)
+}
+
+async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -> Result<Answer> {
+    let name = call.target.subresource.clone();
+    if call.kind.subresource(&name).is_none() {
+        return Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
+    }
+    match name.as_str() {
+        "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
+        "proxy" => proxy::node_or_pod(api, &call, parts, body).await,
+        "log" => proxy::log(api, &call).await,
+        "exec" | "attach" | "portforward" => {
+            Err(ApiError::new(501, "NotImplemented", format!("{name} through this API server is not supported yet")))
+        }
+        _ => subresources::answer(api, &call, &parts.method, read_body(body).await?),
+    }
+}
+
+fn not_allowed() -> ApiError {
+    ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+}
+
+fn non_resource_verb(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        Method::HEAD => "head",
+        Method::OPTIONS => "options",
+        _ => "get",
+    }
+}
+
+/// A bearer token is looked at first, then the certificate; without either the request is anonymous.
+fn authenticate(api: &Api, certified: Option<&User>, headers: &HeaderMap) -> Result<User> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
+        let (scheme, token) = v.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    match (bearer, certified) {
+        (Some(token), _) if !token.is_empty() => api
+            .token_user(token, &[tokens::ISSUER])
+            .map(|(user, _)| user)
+            .map_err(|_| ApiError::new(401, "Unauthorized", "Unauthorized")),
+        (_, Some(user)) => Ok(user.clone()),
+        _ => Ok(User::anonymous()),
+    }
+}
+
+/// Acts as somebody else when the headers say so and the user may.
+fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
+    let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let groups: Vec<&str> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).collect();
+    let Some(name) = header("impersonate-user") else {
+        return match groups.is_empty() {
+            true => Ok(user),
+            false => Err(ApiError::bad_request("requested groups without impersonating a user")),
+        };
+    };
+    let check = |resource: &str, group: &str, namespace: &str, name: &str| {
+        let action = Action { verb: "impersonate", group, resource, namespace, name, ..Action::default() };
+        match api.authorizer.allows(&user, &action) {
+            true => Ok(()),
+            false => Err(ApiError::forbidden(resource, group, name, &action.denial(&user))),
+        }
+    };
+    let mut acting = User { name: name.into(), ..User::default() };
+    match name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
+        Some((namespace, account)) => {
+            check("serviceaccounts", "", namespace, account)?;
+            if groups.is_empty() {
+                acting.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+            }
+        }
+        None => check("users", "", "", name)?,
+    }
+    for group in groups {
+        check("groups", "", "", group)?;
+        acting.groups.push(group.into());
+    }
+    if let Some(uid) = header("impersonate-uid") {
+        check("uids", "authentication.k8s.io", "", uid)?;
+        acting.uid = uid.into();
+    }
+    for (key, value) in headers {
+        if let Some(key) = key.as_str().strip_prefix("impersonate-extra-") {
+            let value = value.to_str().unwrap_or_default();
+            check("userextras", "authentication.k8s.io", "", value)?;
+            acting.extra.entry(super::path::decode(key)).or_default().push(value.into());
+        }
+    }
+    if acting.name != "system:anonymous" {
+        acting.groups.push("system:authenticated".into());
+    }
+    Ok(acting)
+}
+
+fn authorize(api: &Api, user: &User, target: &Target, verb: &str) -> Result<()> {
+    let action = Action {
+        verb,
+        group: &target.group,
+        resource: &target.resource,
+        subresource: &target.subresource,
+        // A namespace is in itself for RBAC.
+        namespace: if target.resource == "namespaces" && target.group.is_empty() {
+            &target.name
+        } else {
+            &target.namespace
+        },
+        name: &target.name,
+        path: None,
+    };
+    if api.authorizer.allows(user, &action) {
+        return Ok(());
+    }
+    let shown = Action { namespace: &target.namespace, ..action };
+    Err(ApiError::forbidden(&target.resource, &target.group, &target.name, &shown.denial(user)))
+}
+
+/// Paths that name no resource.
+async fn other(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(not_allowed());
+    }
+    let path = parts.uri.path();
+    let verbose = Options::parse(parts.uri.query()).get("verbose").is_some();
+    match path.trim_end_matches('/') {
+        "/healthz" | "/livez" | "/readyz" if verbose => {
+            let name = path.trim_matches('/');
+            let checks = ["ping", "log", "etcd", "informer-sync"].map(|c| format!("[+]{c} ok\n")).concat();
+            Ok(text(200, format!("{checks}{name} check passed\n")))
+        }
+        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => Ok(text(200, "ok")),
+        "/version" => Ok(answer_json(200, &version())),
+        "/metrics" => Ok(text(200, metrics(api))),
+        _ => super::discovery::answer(api, parts).await,
+    }
+}
+
+fn version() -> Value {
+    let os = if cfg!(target_os = "macos") { "darwin" } else { std::env::consts::OS };
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0+vnode", "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "2026-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc", "platform": format!("{os}/{arch}"),
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35"})
+}
+
+/// Objects by resource, as the API server's own metric has them.
+fn metrics(api: &Api) -> String {
+    let mut out = String::from("# TYPE apiserver_storage_objects gauge\n");
+    for resource in api.store.all() {
+        let id = &resource.id;
+        let name = if id.group.is_empty() { id.plural.to_string() } else { format!("{}.{}", id.plural, id.group) };
+        out.push_str(&format!("apiserver_storage_objects{{resource={name:?}}} {}\n", resource.len()));
+    }
+    out
+}

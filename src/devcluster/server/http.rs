@@ -1,0 +1,200 @@
+//! Requests and answers: bodies with limits and deadlines, content negotiation, warnings.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::Value;
+
+use crate::status::{ApiError, Result};
+
+/// Errors in the middle of a streamed answer end the connection.
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(crate) type Answer = Response<Body>;
+
+/// What the API server accepts in one request. apiserver: `MaxRequestBodyBytes`.
+const BODY_LIMIT: usize = 3 << 20;
+const BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+pub(crate) fn streamed(chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
+    use futures::TryStreamExt;
+    StreamBody::new(chunks.map_ok(Frame::data)).boxed_unsync()
+}
+
+pub(crate) fn answer(code: u16, content_type: &'static str, body: Body) -> Answer {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+pub(crate) fn json_bytes(code: u16, bytes: impl Into<Bytes>) -> Answer {
+    answer(code, "application/json", full(bytes))
+}
+
+pub(crate) fn json(code: u16, value: &Value) -> Answer {
+    json_bytes(code, value.to_string())
+}
+
+pub(crate) fn text(code: u16, text: impl Into<Bytes>) -> Answer {
+    answer(code, "text/plain; charset=utf-8", full(text))
+}
+
+pub(crate) fn failure(error: &ApiError) -> Answer {
+    let mut answer = json(error.code, &error.body());
+    if let Some(seconds) = error.details["retryAfterSeconds"].as_u64() {
+        answer.headers_mut().insert("retry-after", seconds.into());
+    }
+    answer
+}
+
+/// Adds `Warning` headers, as kubectl prints them.
+pub(crate) fn warn(answer: &mut Answer, warnings: &[String]) {
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            answer.headers_mut().append("warning", value);
+        }
+    }
+}
+
+/// Reads a whole body within its limit and its time.
+pub(crate) async fn read_body(body: Incoming) -> Result<Bytes> {
+    let read = tokio::time::timeout(BODY_DEADLINE, Limited::new(body, BODY_LIMIT).collect());
+    match read.await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("Request entity too large: limit is {BODY_LIMIT}");
+            Err(ApiError::new(413, "RequestEntityTooLarge", message))
+        }
+        Ok(Err(error)) => Err(ApiError::bad_request(format!("unable to read the body: {error}"))),
+        Err(_) => Err(ApiError::new(408, "Timeout", "timed out reading the body")),
+    }
+}
+
+/// The media type of the body, without parameters and in lower case.
+pub(crate) fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Parses a JSON or YAML body into an object.
+pub(crate) fn parse(content_type: &str, body: &[u8]) -> Result<Value> {
+    let parsed: Result<Value, String> = match content_type {
+        "" | "application/json" | "*/*" => serde_json::from_slice(body).map_err(|e| e.to_string()),
+        "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body),
+        other => {
+            let message = format!(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
+            );
+            return Err(ApiError::new(415, "UnsupportedMediaType", message));
+        }
+    };
+    match parsed {
+        Ok(value) if value.is_object() => Ok(value),
+        Ok(_) => Err(ApiError::bad_request("the object provided is unrecognized: a JSON object was expected")),
+        Err(error) => Err(ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type known to the server): {error}"
+        ))),
+    }
+}
+
+/// YAML is a superset of JSON, but the JSON parser is faster and kubectl sends JSON under this type as well.
+pub(crate) fn parse_yaml(body: &[u8]) -> Result<Value, String> {
+    if let Ok(value) = serde_json::from_slice(body) {
+        return Ok(value);
+    }
+    let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
+    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+}
+
+/// What a client wants an answer to look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Form {
+    Object,
+    Table,
+    /// Metadata alone, of one object or a list.
+    Partial,
+}
+
+/// A media range of an `Accept` header with its parameters.
+pub(crate) fn accepted(headers: &HeaderMap) -> Vec<(String, Vec<(String, String)>)> {
+    let all = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(",");
+    let range = |range: &str| {
+        let mut parts = range.split(';').map(str::trim);
+        let media = parts.next()?.to_ascii_lowercase();
+        let parameters = parts.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim().into(), v.trim().into()));
+        Some((media, parameters.collect()))
+    };
+    all.split(',').filter(|r| !r.trim().is_empty()).filter_map(range).collect()
+}
+
+/// Picks the first form that we can give; 406 when there is none.
+pub(crate) fn form(headers: &HeaderMap) -> Result<Form> {
+    let ranges = accepted(headers);
+    if ranges.is_empty() {
+        return Ok(Form::Object);
+    }
+    for (media, parameters) in &ranges {
+        if !matches!(media.as_str(), "application/json" | "application/*" | "*/*") {
+            continue;
+        }
+        let parameter = |name: &str| parameters.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        match parameter("as") {
+            None => return Ok(Form::Object),
+            Some(_) if parameter("g").is_some_and(|g| g != "meta.k8s.io") => {}
+            Some("Table") if matches!(parameter("v"), Some("v1" | "v1beta1")) => return Ok(Form::Table),
+            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Partial),
+            Some(_) => {}
+        }
+    }
+    Err(not_acceptable(&["application/json"]))
+}
+
+pub(crate) fn not_acceptable(offered: &[&str]) -> ApiError {
+    let message = format!("only the following media types are accepted: {}", offered.join(", "));
+    ApiError::new(406, "NotAcceptable", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(accept: &'static str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        headers
+    }
+
+    #[test]
+    fn the_first_acceptable_form_is_given() {
+        for (accept, wanted) in [
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some(Form::Table)),
+            ("application/vnd.kubernetes.protobuf,application/json", Some(Form::Object)),
+            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Some(Form::Partial)),
+            ("*/*", Some(Form::Object)),
+            ("application/vnd.kubernetes.protobuf", None),
+        ] {
+            assert_eq!(form(&headers(accept)).ok(), wanted, "{accept}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_are_no_objects_are_bad_requests() {
+        assert_eq!(parse("application/json", b"{not json").unwrap_err().code, 400);
+        assert_eq!(parse("application/json", b"[1]").unwrap_err().code, 400);
+        assert_eq!(parse("text/plain", b"{}").unwrap_err().code, 415);
+        assert_eq!(parse("application/yaml", b"a: 1\n").unwrap()["a"], 1);
+    }
+}

@@ -1,0 +1,221 @@
+//! The rules of `metadata` that hold for every kind.
+
+use serde_json::{Value, json};
+
+use crate::kinds::Kind;
+use crate::status::FieldError;
+
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
+    and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+    '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
+    start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+    '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end \
+    with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
+    '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
+    used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+const ANNOTATIONS_LIMIT: usize = 256 << 10;
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && !text.is_empty() && text.split('.').all(is_label_text)
+}
+
+fn is_label_text(text: &str) -> bool {
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    matches!((bytes.first(), bytes.last()), (Some(a), Some(z)) if fine(*a) && fine(*z))
+        && bytes.iter().all(|b| fine(*b) || *b == b'-')
+}
+
+fn is_name_part(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    matches!((bytes.first(), bytes.last()), (Some(a), Some(z)) if a.is_ascii_alphanumeric() && z.is_ascii_alphanumeric())
+        && text.len() <= 63
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+}
+
+/// What is wrong with a qualified name such as `example.com/name`; `None` when it is fine.
+pub(crate) fn qualified_name_fault(text: &str) -> Option<&'static str> {
+    let name = match text.split_once('/') {
+        None => text,
+        Some((prefix, name)) if is_subdomain(prefix) => name,
+        Some(_) => return Some(SUBDOMAIN),
+    };
+    (!is_name_part(name)).then_some(QUALIFIED)
+}
+
+/// What is wrong with an object's name for its kind.
+pub(crate) fn name_fault(kind: &Kind, name: &str) -> Option<String> {
+    if kind.is("", "namespaces") || kind.is("", "services") {
+        if name.len() > 63 {
+            return Some("must be no more than 63 bytes".into());
+        }
+        return (!is_label_text(name)).then(|| LABEL.into());
+    }
+    if &*kind.group == "rbac.authorization.k8s.io" {
+        // Role names are only kept from breaking paths.
+        return match name {
+            "." | ".." => Some(format!("may not be '{name}'")),
+            _ if name.contains('/') => Some("may not contain '/'".into()),
+            _ if name.contains('%') => Some("may not contain '%'".into()),
+            _ => None,
+        };
+    }
+    if name.len() > 253 {
+        return Some("must be no more than 253 bytes".into());
+    }
+    (!is_subdomain(name)).then(|| SUBDOMAIN.into())
+}
+
+/// Checks the metadata of an object that is about to be written.
+pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let meta = &new["metadata"];
+    let mut errors = Vec::new();
+    if old.is_none() {
+        match meta["name"].as_str().unwrap_or_default() {
+            "" => errors.push(FieldError::required("metadata.name", "name or generateName is required")),
+            name => {
+                if let Some(fault) = name_fault(kind, name) {
+                    errors.push(FieldError::invalid("metadata.name", &json!(name), &fault));
+                }
+            }
+        }
+    }
+    labels(&meta["labels"], "metadata.labels", &mut errors);
+    annotations(&meta["annotations"], &mut errors);
+    finalizers(meta, old.map(|old| &old["metadata"]), &mut errors);
+    owners(&meta["ownerReferences"], &mut errors);
+    errors
+}
+
+fn labels(labels: &Value, field: &str, errors: &mut Vec<FieldError>) {
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        if let Some(fault) = qualified_name_fault(key) {
+            errors.push(FieldError::invalid(field, &json!(key), fault));
+        }
+        let text = value.as_str().unwrap_or_default();
+        if text.len() > 63 {
+            errors.push(FieldError::invalid(field, value, "must be no more than 63 bytes"));
+        } else if !text.is_empty() && !is_name_part(text) {
+            errors.push(FieldError::invalid(field, value, LABEL_VALUE));
+        }
+    }
+}
+
+fn annotations(annotations: &Value, errors: &mut Vec<FieldError>) {
+    let mut total = 0;
+    for (key, value) in annotations.as_object().into_iter().flatten() {
+        if let Some(fault) = qualified_name_fault(&key.to_lowercase()) {
+            errors.push(FieldError::invalid("metadata.annotations", &json!(key), fault));
+        }
+        total += key.len() + value.as_str().unwrap_or_default().len();
+    }
+    if total > ANNOTATIONS_LIMIT {
+        let mut error = FieldError::required("metadata.annotations", "");
+        error.reason = "FieldValueTooLong";
+        error.message = format!("Too long: may not be more than {ANNOTATIONS_LIMIT} bytes");
+        errors.push(error);
+    }
+}
+
+fn finalizers(meta: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    let list = |meta: &Value| -> Vec<String> {
+        meta["finalizers"].as_array().into_iter().flatten().filter_map(|f| f.as_str().map(Into::into)).collect()
+    };
+    let wanted = list(meta);
+    for finalizer in &wanted {
+        let value = json!(finalizer);
+        let standard = matches!(finalizer.as_str(), "orphan" | "foregroundDeletion" | "kubernetes");
+        if let Some(fault) = qualified_name_fault(finalizer) {
+            errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
+        } else if !standard && !finalizer.contains('/') {
+            let fault = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
+        }
+    }
+    if wanted.iter().any(|f| f == "orphan") && wanted.iter().any(|f| f == "foregroundDeletion") {
+        let fault = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid("metadata.finalizers", &json!(wanted), fault));
+    }
+    if let Some(old) = old.filter(|old| old["deletionTimestamp"].is_string()) {
+        let had = list(old);
+        let new: Vec<_> = wanted.iter().filter(|f| !had.contains(f)).map(String::as_str).collect();
+        if !new.is_empty() {
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                new.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
+            );
+            errors.push(FieldError::forbidden("metadata.finalizers", &detail));
+        }
+    }
+}
+
+fn owners(owners: &Value, errors: &mut Vec<FieldError>) {
+    let mut controllers = Vec::new();
+    for (i, owner) in owners.as_array().into_iter().flatten().enumerate() {
+        let field = format!("metadata.ownerReferences[{i}]");
+        let text = |key: &str| owner[key].as_str().unwrap_or_default();
+        if text("apiVersion").is_empty() {
+            let error = FieldError::invalid(format!("{field}.apiVersion"), &json!(""), "version must not be empty");
+            errors.push(error);
+        }
+        for (key, detail) in
+            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
+        {
+            if text(key).is_empty() {
+                errors.push(FieldError::invalid(format!("{field}.{key}"), &json!(""), detail));
+            }
+        }
+        if owner["controller"] == true {
+            controllers.push(text("name").to_owned());
+        }
+    }
+    if controllers.len() > 1 {
+        let detail = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
+            controllers[0], controllers[1]
+        );
+        errors.push(FieldError::invalid("metadata.ownerReferences", owners, &detail));
+    }
+}
+
+/// A generated name: what was asked for and five characters that spell no words.
+pub(crate) fn generate_name(base: &str) -> String {
+    use rand::Rng;
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut random = rand::rng();
+    let mut end = base.len().min(63 - 5);
+    while !base.is_char_boundary(end) {
+        end -= 1;
+    }
+    let tail: String = (0..5).map(|_| ALPHABET[random.random_range(0..ALPHABET.len())] as char).collect();
+    format!("{}{tail}", &base[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_their_grammar() {
+        for (name, fine) in
+            [("a", true), ("a-b.c0", true), ("Bad_Name", false), ("-a", false), ("a..b", false), ("", false)]
+        {
+            assert_eq!(is_subdomain(name), fine, "{name}");
+        }
+        for (name, fine) in
+            [("a", true), ("example.com/A_b", true), ("not valid!", false), ("/a", false), ("a/b/c", false)]
+        {
+            assert_eq!(qualified_name_fault(name).is_none(), fine, "{name}");
+        }
+    }
+
+    #[test]
+    fn generated_names_keep_their_base_and_fit() {
+        assert!(generate_name("g-").starts_with("g-") && generate_name("g-").len() == 7);
+        assert_eq!(generate_name(&"x".repeat(100)).len(), 63);
+    }
+}

@@ -1,0 +1,222 @@
+//! GET of one object and of lists.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
+use super::http::{Answer, Form, form, json as answer_json, json_bytes, streamed};
+use super::{Api, Call, not_found};
+use crate::kinds::Kind;
+use crate::selector::Selector;
+use crate::status::{ApiError, Result};
+use crate::store::{Key, Object, Page, Range, TooOld};
+use crate::tables::{self, IncludeObject};
+
+/// A list goes out in pieces of about this size instead of one copy of everything.
+const PIECE: usize = 256 << 10;
+
+pub(crate) fn get(call: &Call) -> Result<Answer> {
+    let object = call.resource.get(&call.key()).ok_or_else(|| not_found(&call.kind, &call.target.name))?;
+    object_answer(call, 200, &object)
+}
+
+/// One object in the form that the client asked for.
+pub(crate) fn object_answer(call: &Call, code: u16, object: &Object) -> Result<Answer> {
+    Ok(match form(&call.headers)? {
+        Form::Object => json_bytes(code, Api::served(&call.kind, object)),
+        Form::Partial => answer_json(code, &partial(&object.value())),
+        Form::Table => {
+            let value = Api::served_value(&call.kind, object);
+            let meta = json!({"resourceVersion": object.revision.to_string()});
+            answer_json(code, &table(call, &meta, &[&value])?)
+        }
+    })
+}
+
+pub(crate) fn partial(value: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+}
+
+pub(crate) fn include(call: &Call) -> Result<IncludeObject> {
+    match call.options.get("includeObject") {
+        None | Some("" | "Metadata") => Ok(IncludeObject::Metadata),
+        Some("None") => Ok(IncludeObject::None),
+        Some("Object") => Ok(IncludeObject::Object),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("includeObject must be one of None, Metadata or Object, not {other}")))
+        }
+    }
+}
+
+pub(crate) fn table(call: &Call, meta: &Value, items: &[&Value]) -> Result<Value> {
+    let kind = &call.kind;
+    Ok(tables::table((&kind.group, &kind.kind), kind.columns.as_deref(), meta, items, include(call)?))
+}
+
+pub(crate) fn selector(call: &Call) -> Result<Selector> {
+    let mut selector =
+        Selector::parse(call.options.get("labelSelector"), call.options.get("fieldSelector"), &call.kind.fields)?;
+    if !call.target.name.is_empty() {
+        selector = Selector::parse(
+            call.options.get("labelSelector"),
+            Some(&format!("metadata.name={}", call.target.name)),
+            &call.kind.fields,
+        )?;
+    }
+    Ok(selector)
+}
+
+pub(crate) fn list(api: &Api, call: &Call) -> Result<Answer> {
+    let form = form(&call.headers)?;
+    let page = select(api, call)?;
+    let selector_empty = call.options.get("labelSelector").is_none_or(str::is_empty)
+        && call.options.get("fieldSelector").is_none_or(str::is_empty);
+    let mut meta = json!({"resourceVersion": page.revision.to_string()});
+    if page.remaining > 0
+        && let Some(last) = page.objects.last()
+    {
+        meta["continue"] = Continue { revision: page.revision, after: last.key.clone() }.encode().into();
+        if selector_empty {
+            meta["remainingItemCount"] = page.remaining.into();
+        }
+    }
+    match form {
+        Form::Object => Ok(stream_list(&call.kind, &meta, page.objects)),
+        Form::Partial => {
+            let items: Vec<_> = page.objects.iter().map(|o| partial(&o.value())).collect();
+            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
+            Ok(answer_json(200, &list))
+        }
+        Form::Table => {
+            let items: Vec<_> = page.objects.iter().map(|o| Api::served_value(&call.kind, o)).collect();
+            Ok(answer_json(200, &table(call, &meta, &items.iter().collect::<Vec<_>>())?))
+        }
+    }
+}
+
+/// The objects that a list's parameters select.
+pub(crate) fn select(api: &Api, call: &Call) -> Result<Page> {
+    let options = &call.options;
+    options.check_list()?;
+    let selector = selector(call)?;
+    let given = options.revision()?;
+    let token = options.get("continue").filter(|c| !c.is_empty()).map(Continue::decode).transpose()?;
+    let exact = options.get("resourceVersionMatch") == Some("Exact");
+    if token.is_some() && given.is_some_and(|revision| revision > 0) {
+        return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+    }
+    let now = api.store.revision();
+    if let Some(revision) = given.filter(|revision| *revision > now) {
+        let mut error =
+            ApiError::new(504, "Timeout", format!("Too large resource version: {revision}, current: {now}"));
+        error.details = json!({"retryAfterSeconds": 1, "causes": [
+            {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
+        return Err(error);
+    }
+    let limit = options.number("limit")?.unwrap_or(0) as usize;
+    let range = Range {
+        namespace: call.namespace().or(selector.namespace().filter(|ns| !ns.is_empty() && call.kind.namespaced)),
+        after: token.as_ref().map(|t| &t.after),
+        at: token.as_ref().map(|t| t.revision).or(given.filter(|_| exact)),
+        limit,
+    };
+    if let (Some(name), true) = (selector.name(), token.is_none() && range.at.is_none())
+        && let Some(namespace) = range.namespace.or((!call.kind.namespaced).then_some(""))
+    {
+        // Asked for by name, as `kubectl wait` and single-object watches do: no need to walk.
+        let found = call.resource.get(&Key::new(namespace, name));
+        let objects = found.into_iter().filter(|object| selector.matches(object)).collect();
+        return Ok(Page { objects, revision: now, remaining: 0 });
+    }
+    call.resource.list(&api.store, &range, |object| selector.matches(object)).map_err(|TooOld(_)| {
+        ApiError::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+             without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+             the results.",
+        )
+    })
+}
+
+fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Answer {
+    let api_version = kind.api_version();
+    let head = format!(
+        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{meta},\"items\":[",
+        json!(&*kind.list_kind),
+        json!(api_version)
+    );
+    let total: usize = objects.iter().map(|o| o.json.len() + 1).sum();
+    if total < PIECE {
+        let mut out = Vec::with_capacity(head.len() + total + 3);
+        out.extend_from_slice(head.as_bytes());
+        for (i, object) in objects.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(&Api::served(kind, object));
+        }
+        out.extend_from_slice(b"]}\n");
+        return json_bytes(200, out);
+    }
+    let (mut head, kind, mut objects, mut first) = (Some(head), kind.clone(), objects.into_iter(), true);
+    let mut open = true;
+    let pieces = std::iter::from_fn(move || {
+        if !open {
+            return None;
+        }
+        let mut out = head.take().map(String::into_bytes).unwrap_or_default();
+        while out.len() < PIECE {
+            let Some(object) = objects.next() else {
+                out.extend_from_slice(b"]}\n");
+                open = false;
+                break;
+            };
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            out.extend_from_slice(&Api::served(&kind, &object));
+        }
+        Some(Ok(out.into()))
+    });
+    super::http::answer(200, "application/json", streamed(futures::stream::iter(pieces)))
+}
+
+/// Where the next page begins and which state it shows.
+#[derive(Debug, PartialEq)]
+struct Continue {
+    revision: u64,
+    after: Key,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        let token =
+            json!({"v": "vnode/v1", "rv": self.revision, "ns": &*self.after.namespace, "name": &*self.after.name});
+        URL_SAFE_NO_PAD.encode(token.to_string())
+    }
+
+    fn decode(token: &str) -> Result<Self> {
+        let parse = || {
+            let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok()?;
+            let token: Value = serde_json::from_slice(&bytes).ok()?;
+            let after = Key::new(token["ns"].as_str()?, token["name"].as_str()?);
+            Some(Self { revision: token["rv"].as_u64()?, after })
+        };
+        parse().ok_or_else(|| ApiError::bad_request("continue key is not valid: it was not made by this server"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_survive_the_round_trip_and_garbage_is_refused() {
+        let token = Continue { revision: 7, after: Key::new("a", "b") };
+        assert_eq!(Continue::decode(&token.encode()), Ok(token));
+        for garbage in ["garbage", "", "e30"] {
+            assert_eq!(Continue::decode(garbage).unwrap_err().code, 400);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Changing an object: one loop of compare and swap under every PUT and PATCH.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::create::{check_fields, check_identity, expect, record, remove};
+use super::{Api, Source, Write, Written, conflict, convert, log_failed, meta, modified, strategy};
+use crate::kinds::Kind;
+use crate::status::{ApiError, Result};
+use crate::store::{Draft, Expect, Key, Object, Refused};
+use crate::validate;
+
+/// Attempts of a write that does not insist on a revision before its client hears of the conflict.
+const ATTEMPTS: usize = 64;
+
+impl Api {
+    /// Replaces an object by what `change` makes of its present state, as often as others get in between.
+    pub(crate) fn modify(
+        &self,
+        write: &Write<'_>,
+        key: &Key,
+        change: impl Fn(&Value) -> Result<Value>,
+    ) -> Result<Written> {
+        for _ in 0..ATTEMPTS {
+            let current = expect(write, key)?;
+            let old = Self::served_value(write.kind, &current);
+            let new = change(&old)?;
+            if let Some(written) = self.replace(write, &current, &old, new)? {
+                return Ok(written);
+            }
+        }
+        Err(modified(write.kind, &key.name))
+    }
+
+    /// Replaces `current`; `None` when somebody else was faster.
+    fn replace(
+        &self,
+        write: &Write<'_>,
+        current: &Arc<Object>,
+        old: &Value,
+        mut new: Value,
+    ) -> Result<Option<Written>> {
+        let (kind, name) = (write.kind, &*current.key.name);
+        check_identity(kind, &mut new, &current.key.namespace, name)?;
+        check_preconditions(kind, current, &new)?;
+        let mut warnings = check_fields(write, &mut new)?;
+        keep_metadata(&mut new, old);
+        isolate(write, &mut new, old);
+        strategy::prepare_update(self, write, &mut new, old)?;
+        if let Some(schema) = &kind.schema {
+            schema.default(&mut new);
+        }
+        let rules = validate::rules(&kind.group, &kind.kind);
+        (rules.default)(&mut new);
+        if kind.generation && write.subresource != "status" && content_differs(&new, old) {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            new["metadata"]["generation"] = generation.into();
+        }
+        let mut errors = meta::validate(kind, &new, Some(old));
+        errors.extend(strategy::validate_update(write, &new, old));
+        errors.extend((rules.validate)(&new, Some(old)));
+        if kind.custom
+            && let Some(schema) = &kind.schema
+        {
+            errors.extend(schema.validate(&new, Some(old)));
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&kind.kind, &kind.group, name, &errors));
+        }
+        if write.source != Source::Apply {
+            if same_but_managed(&new, old) && new["metadata"]["managedFields"] == old["metadata"]["managedFields"] {
+                warnings.dedup();
+                return Ok(Some(Written { object: current.clone(), warnings, created: false }));
+            }
+            record(write, Some(old), &mut new);
+        }
+        let gone = finished(kind, &new);
+        let draft = Draft::new(&convert::to_stored(kind, new), &write.resource.fields());
+        if draft.same_as(current) {
+            return Ok(Some(Written { object: current.clone(), warnings, created: false }));
+        }
+        if write.dry_run {
+            let object = Arc::new(draft.stamp(current.revision));
+            return Ok(Some(Written { object, warnings, created: false }));
+        }
+        match self.store.put(write.resource, draft, Expect::Revision(current.revision)) {
+            Ok(object) if gone => match self.store.remove(write.resource, &object.key, object.revision) {
+                Err(Refused::Log(error)) => Err(log_failed(&error)),
+                // Whoever wrote in between will see that nothing holds the object any more.
+                Ok(_) | Err(Refused::Raced) => Ok(Some(Written { object, warnings, created: false })),
+            },
+            Ok(object) => Ok(Some(Written { object, warnings, created: false })),
+            Err(Refused::Raced) => Ok(None),
+            Err(Refused::Log(error)) => Err(log_failed(&error)),
+        }
+    }
+}
+
+/// The body's resourceVersion and uid, when given, must be those of the object.
+fn check_preconditions(kind: &Kind, current: &Object, new: &Value) -> Result<()> {
+    let meta = &new["metadata"];
+    let given = |key: &str| meta[key].as_str().filter(|text| !text.is_empty());
+    if let Some(uid) = given("uid")
+        && *uid != *current.uid
+    {
+        let message = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid);
+        return Err(conflict(kind, &current.key.name, &message));
+    }
+    match given("resourceVersion") {
+        Some(version) if version != current.revision.to_string() => {
+            if version.parse::<u64>().is_err() {
+                let error = crate::status::FieldError::invalid(
+                    "metadata.resourceVersion",
+                    &version.into(),
+                    "must be an unsigned integer",
+                );
+                return Err(ApiError::invalid(&kind.kind, &kind.group, &current.key.name, &[error]));
+            }
+            Err(modified(kind, &current.key.name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts back what only the server sets.
+fn keep_metadata(new: &mut Value, old: &Value) {
+    let (Some(meta), old) = (new["metadata"].as_object_mut(), &old["metadata"]) else { return };
+    for owned in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+    ] {
+        match old.get(owned) {
+            Some(value) => drop(meta.insert(owned.into(), value.clone())),
+            None => drop(meta.remove(owned)),
+        }
+    }
+    meta.remove("selfLink");
+    // A client that knows nothing of managed fields must not lose those of others.
+    if !meta.contains_key("managedFields")
+        && let Some(managed) = old.get("managedFields")
+    {
+        meta.insert("managedFields".into(), managed.clone());
+    }
+    for empty in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let nothing = |v: &Value| {
+            v.is_null() || v.as_object().is_some_and(Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
+        };
+        if meta.get(empty).is_some_and(nothing) {
+            meta.remove(empty);
+        }
+    }
+}
+
+/// A status write changes the status only, any other write everything but the status.
+fn isolate(write: &Write<'_>, new: &mut Value, old: &Value) {
+    let Value::Object(object) = new else { return };
+    let take = |object: &mut Map<String, Value>, key: &str| match old.get(key) {
+        Some(value) => drop(object.insert(key.into(), value.clone())),
+        None => drop(object.remove(key)),
+    };
+    if write.subresource == "status" {
+        let others: Vec<String> =
+            object.keys().chain(old.as_object().into_iter().flat_map(Map::keys)).cloned().collect();
+        for key in others.iter().filter(|key| !matches!(key.as_str(), "status" | "metadata")) {
+            take(object, key);
+        }
+        let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+        let kept: &[&str] = match &*write.kind.group {
+            _ if write.kind.custom => &["labels", "annotations", "finalizers", "ownerReferences"],
+            "apps" => &["labels"],
+            _ => &["ownerReferences"],
+        };
+        for key in kept {
+            match old["metadata"].get(*key) {
+                Some(value) => drop(meta.insert((*key).into(), value.clone())),
+                None => drop(meta.remove(*key)),
+            }
+        }
+    } else if write.kind.status
+        && write.subresource != "finalize"
+        && write.subresource != "binding"
+        && write.subresource != "eviction"
+    {
+        take(object, "status");
+    }
+}
+
+fn content_differs(new: &Value, old: &Value) -> bool {
+    fn content<'a>(value: &'a Value, key: &str) -> &'a Value {
+        value.get(key).unwrap_or(&Value::Null)
+    }
+    let keys = new.as_object().into_iter().chain(old.as_object()).flat_map(Map::keys);
+    keys.filter(|key| !matches!(key.as_str(), "metadata" | "status")).any(|key| content(new, key) != content(old, key))
+}
+
+fn same_but_managed(new: &Value, old: &Value) -> bool {
+    let (mut new_meta, mut old_meta) = (new["metadata"].clone(), old["metadata"].clone());
+    remove(&mut new_meta, "managedFields");
+    remove(&mut old_meta, "managedFields");
+    new_meta == old_meta && !content_differs(new, old) && new.get("status") == old.get("status")
+}
+
+/// An object that was only waiting for its finalizers (and a namespace for its content).
+fn finished(kind: &Kind, value: &Value) -> bool {
+    let meta = &value["metadata"];
+    let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+    meta["deletionTimestamp"].is_string()
+        && meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && none(&meta["finalizers"])
+        && (!kind.is("", "namespaces") || none(&value["spec"]["finalizers"]))
+}
