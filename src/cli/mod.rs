@@ -92,7 +92,7 @@ fn run(cli: Cli) -> Result<()> {
     }
     let format = match cli.logging.log_format {
         LogFormat::Auto => logging::Format::Auto,
-        LogFormat::Human => logging::Format::Human,
+        LogFormat::Human => logging::Format::Text,
         LogFormat::Json => logging::Format::Json,
     };
     let level = cli.logging.log_level.as_deref().or(quiet);
