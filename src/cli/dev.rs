@@ -189,7 +189,10 @@ fn refuse_foreign_file(file: &Path) -> Result<()> {
     match std::fs::read_to_string(file) {
         Ok(text) if text.starts_with(MARK) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Ok(_) => bail!("{} was not written by vnode dev and is left alone; choose another file with --kubeconfig-out", file.display()),
+        Ok(_) => bail!(
+            "{} was not written by vnode dev and is left alone; choose another file with --kubeconfig-out",
+            file.display()
+        ),
         Err(error) => bail!("{} cannot be read: {error}; choose another file with --kubeconfig-out", file.display()),
     }
 }

@@ -42,9 +42,10 @@ impl Fleet {
                 "SecretForbidden",
                 format!("the operator may not read Secret {name} in namespace {namespace}: {}", status.message),
             )),
-            Err(error) => {
-                Err(Problem::new("SecretUnreadable", format!("reading Secret {name} in namespace {namespace}: {error}")))
-            }
+            Err(error) => Err(Problem::new(
+                "SecretUnreadable",
+                format!("reading Secret {name} in namespace {namespace}: {error}"),
+            )),
         }
     }
 }

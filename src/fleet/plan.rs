@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::agent::Problems;
-use crate::api::conditions::{self, ACCEPTED, CREDENTIALS_READY, KUBELET_SERVING, PROVIDER_REACHABLE, READY, REGISTERED};
+use crate::api::conditions::{
+    self, ACCEPTED, CREDENTIALS_READY, KUBELET_SERVING, PROVIDER_REACHABLE, READY, REGISTERED,
+};
 use crate::api::virtual_node::{KubeletStatus, PodCounts, ProviderStatus};
 use crate::api::{VirtualNode, VirtualNodeStatus};
 use crate::node::render::{Endpoint, Readiness};
@@ -112,9 +114,10 @@ fn parts(known: &Known<'_>) -> [(&'static str, Option<Problem>); 5] {
         Reached::No(error) => Some(Problem::new("ProviderUnreachable", error.clone())),
         Reached::Unknown => Some(Problem::new("NotYetKnown", "the provider has not answered yet")),
     });
-    let registered = problems.registered.clone().or_else(|| {
-        (!known.registered).then(|| Problem::new("NotRegistered", "the Node has not been created yet"))
-    });
+    let registered = problems
+        .registered
+        .clone()
+        .or_else(|| (!known.registered).then(|| Problem::new("NotRegistered", "the Node has not been created yet")));
     let kubelet = problems.kubelet.clone().or_else(|| {
         known.endpoint.is_none().then(|| Problem::new("NotListening", "the kubelet API does not listen yet"))
     });
@@ -176,8 +179,22 @@ mod tests {
         .unwrap()
     }
 
-    fn known<'a>(vn: &'a VirtualNode, problems: &'a Problems, reached: &'a Reached, endpoint: Option<&'a Endpoint>) -> Known<'a> {
-        Known { vn, problems, reached, description: None, registered: true, endpoint, pods: PodCounts::default(), shard: "me" }
+    fn known<'a>(
+        vn: &'a VirtualNode,
+        problems: &'a Problems,
+        reached: &'a Reached,
+        endpoint: Option<&'a Endpoint>,
+    ) -> Known<'a> {
+        Known {
+            vn,
+            problems,
+            reached,
+            description: None,
+            registered: true,
+            endpoint,
+            pods: PodCounts::default(),
+            shard: "me",
+        }
     }
 
     #[test]

@@ -144,7 +144,12 @@ impl Fleet {
     }
 
     /// Makes the provider, or another one when its configuration or credentials have changed.
-    async fn ensure_provider(self: &Arc<Self>, vn: &VirtualNode, agent: &Arc<Agent>, problems: &mut Problems) -> Outcome {
+    async fn ensure_provider(
+        self: &Arc<Self>,
+        vn: &VirtualNode,
+        agent: &Arc<Agent>,
+        problems: &mut Problems,
+    ) -> Outcome {
         let (found, waits) = match self.credentials(vn).await {
             Ok(None) => (None, Outcome::Done),
             Ok(Some(found)) => (Some(found), Outcome::After(credentials::REFRESH)),
@@ -210,7 +215,8 @@ impl Fleet {
             Some(port) if self.ports.claim(&agent.name, port) => port,
             Some(port) if asked.is_some() => {
                 let owner = self.ports.owner(port).unwrap_or_default();
-                let message = format!("spec.kubelet.port: port {port} is VirtualNode {owner}'s; choose another, or none");
+                let message =
+                    format!("spec.kubelet.port: port {port} is VirtualNode {owner}'s; choose another, or none");
                 problems.kubelet = Some(Problem::new("PortTaken", message));
                 return None;
             }
@@ -326,9 +332,5 @@ impl Fleet {
 
 /// The VirtualNode as events name it.
 pub(super) fn reference(vn: &VirtualNode) -> ObjectReference {
-    ObjectReference {
-        // `kubectl describe` of a cluster-scoped object looks in the default namespace.
-        namespace: Some("default".into()),
-        ..vn.object_ref(&())
-    }
+    vn.object_ref(&())
 }

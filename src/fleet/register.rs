@@ -15,8 +15,8 @@ use super::plan::{self, Problem};
 use super::{Fleet, is_conflict, is_not_found, within};
 use crate::api::{VirtualNode, names};
 use crate::node::live::LiveNode;
-use crate::node::render::{self, Endpoint};
 use crate::node::ownership;
+use crate::node::render::{self, Endpoint};
 use crate::provider::NodeDescription;
 
 /// Why a node is not registered.
@@ -162,7 +162,8 @@ impl Fleet {
         // Credentials that went missing under a provider that still answers are no outage.
         let problem = problem.filter(|_| agent.current_provider().is_none());
         let readiness = plan::readiness(&state.reached, problem, silent, self.config.provider_grace);
-        let before: &[NodeCondition] = state.written.as_ref().and_then(|(s, _)| s.conditions.as_deref()).unwrap_or_default();
+        let before: &[NodeCondition] =
+            state.written.as_ref().and_then(|(s, _)| s.conditions.as_deref()).unwrap_or_default();
         render::status(vn, description, endpoint, &readiness, before, Timestamp::now())
     }
 
@@ -235,7 +236,9 @@ fn spread(name: &str) -> f64 {
 pub(super) fn taken(name: &str) -> Problem {
     Problem::new(
         "NameTaken",
-        format!("Node {name} exists and is not of this VirtualNode; it is not touched. Delete it or choose another name"),
+        format!(
+            "Node {name} exists and is not of this VirtualNode; it is not touched. Delete it or choose another name"
+        ),
     )
 }
 

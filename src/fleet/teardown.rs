@@ -119,7 +119,8 @@ impl Fleet {
         if std::mem::replace(&mut agent.state().gave_up, true) {
             return;
         }
-        let names: Vec<_> = left.iter().map(|p| format!("{}/{}", p.namespace().unwrap_or_default(), p.name_any())).collect();
+        let names: Vec<_> =
+            left.iter().map(|p| format!("{}/{}", p.namespace().unwrap_or_default(), p.name_any())).collect();
         let message = format!(
             "after {} s (spec.deletionPolicy.timeoutSeconds) these pods are deleted without grace and may still run at \
              the provider: {}",

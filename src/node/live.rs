@@ -38,8 +38,7 @@ pub struct LiveNode {
 impl LiveNode {
     /// Keeps what decides.
     pub fn of(node: Node) -> Self {
-        let (meta, spec, status) =
-            (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
+        let (meta, spec, status) = (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
         let ready = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "Ready");
         Self {
             uid: meta.uid.unwrap_or_default(),

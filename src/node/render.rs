@@ -248,10 +248,7 @@ mod tests {
         }
         assert_eq!(marks.annotations[names::OWNER_UID], "u-1");
         assert_eq!(marks.taints.len(), 1);
-        assert_eq!(
-            (&*marks.taints[0].key, &*marks.taints[0].effect),
-            ("virtual-kubelet.io/provider", "NoSchedule")
-        );
+        assert_eq!((&*marks.taints[0].key, &*marks.taints[0].effect), ("virtual-kubelet.io/provider", "NoSchedule"));
     }
 
     #[test]
