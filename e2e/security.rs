@@ -21,7 +21,7 @@ fn the_kubelet_api_refuses_strangers_and_says_nothing_about_pods() {
         let out = curl.arg(format!("https://{endpoint}{path}")).output().expect("curl is on the PATH");
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
-    let there = format!("/containerLogs/default/{name}/main");
+    let there = format!("/containerLogs/{}/{name}/main", bed.namespace);
     for path in ["/pods", "/healthz", "/metrics", "/stats/summary", &there, "/containerLogs/default/none/main", "/"] {
         assert_eq!(ask(path, None), "401", "{path} without credentials");
         assert_eq!(ask(path, Some("rubbish")), "401", "{path} with a bad token");
@@ -33,9 +33,10 @@ fn the_kubelet_api_refuses_strangers_and_says_nothing_about_pods() {
     }
     bed.kubectl(&format!("create clusterrole {} --verb=get --resource=nodes/log,nodes/pods", bed.name("reader")));
     bed.kubectl(&format!(
-        "create clusterrolebinding {0} --clusterrole={0} --serviceaccount=default:{1}",
+        "create clusterrolebinding {0} --clusterrole={0} --serviceaccount={2}:{1}",
         bed.name("reader"),
-        bed.name("writer")
+        bed.name("writer"),
+        bed.namespace
     ));
     bed.kubectl(&format!("create serviceaccount {}", bed.name("writer")));
     let token = bed.kubectl(&format!("create token {}", bed.name("writer")));

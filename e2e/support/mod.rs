@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -58,11 +59,6 @@ impl Process {
         None
     }
 
-    /// The process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Everything it has written to standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -93,11 +89,16 @@ pub struct Bed {
     pub dir: tempfile::TempDir,
     /// Part of every name that the tests make.
     pub id: String,
+    /// Where the pods are.
+    pub namespace: String,
+    /// On somebody else's cluster the beds take turns: two operators would run the same nodes.
+    _turn: Option<MutexGuard<'static, ()>>,
     kubeconfig: PathBuf,
     listen: String,
     ports: (u16, u16),
 }
 
+static TURN: Mutex<()> = Mutex::new(());
 static BEDS: AtomicU32 = AtomicU32::new(0);
 static PORTS: AtomicU16 = AtomicU16::new(0);
 
@@ -134,7 +135,11 @@ impl Bed {
     pub fn cluster_only() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let id = format!("e{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::SeqCst));
+        let foreign = std::env::var_os("VNODE_E2E_KUBECONFIG");
+        let turn = || TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bed = Self {
+            _turn: foreign.is_some().then(turn),
+            namespace: if foreign.is_some() { format!("vnode-{id}") } else { "default".into() },
             cluster: None,
             operator: None,
             kubeconfig: dir.path().join("kubeconfig"),
@@ -143,11 +148,16 @@ impl Bed {
             dir,
             id,
         };
-        match std::env::var_os("VNODE_E2E_KUBECONFIG") {
+        match foreign {
             Some(file) => {
                 bed.kubeconfig = file.into();
                 let crds = Command::new(vnode_binary()).arg("crd").output().expect("vnode crd");
                 bed.apply(&String::from_utf8_lossy(&crds.stdout));
+                bed.wait("crd/virtualnodes.vnode.dev", "condition=Established");
+                for name in [&bed.namespace, "vnode-system"] {
+                    bed.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"));
+                }
+                eventually("the namespace's account", || bed.get("serviceaccount/default"));
             }
             None => bed.start_cluster(),
         }
@@ -205,16 +215,12 @@ impl Bed {
         self.ports.1
     }
 
-    /// The kubeconfig file.
-    pub fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
-    }
-
     /// `kubectl`, with this cluster's kubeconfig.
     pub fn command(&self) -> Command {
         let kubectl = std::env::var_os("VNODE_KUBECTL").unwrap_or_else(|| "kubectl".into());
         let mut command = Command::new(kubectl);
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(self.dir.path().join("cache"));
+        command.arg("--namespace").arg(&self.namespace);
         command
     }
 
@@ -285,8 +291,8 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if self.cluster.is_none() && !std::thread::panicking() {
-            let _ = self.try_kubectl("delete pods --all --wait=false -n default");
+        if self._turn.is_some() {
+            let _ = self.try_kubectl(&format!("delete namespace {} --wait=false", self.namespace));
             let _ = self.try_kubectl("delete virtualnodes --all --timeout=60s");
         }
     }
