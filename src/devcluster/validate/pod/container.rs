@@ -1,6 +1,5 @@
 //! Rules of containers. kubernetes: `pkg/apis/core/validation`, `validateContainers`.
 
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use crate::validate::fields::{self, entries, items, not_found, not_negative, one
 /// Reads a quantity as text or as a number.
 pub(crate) fn quantity(value: &Value) -> Option<ParsedQuantity> {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    ParsedQuantity::try_from(Quantity(text)).ok()
+    ParsedQuantity::try_from(text).ok()
 }
 
 /// Every quantity of a resource list must parse and be at least zero.
