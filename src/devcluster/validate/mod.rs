@@ -26,25 +26,16 @@ pub(crate) struct Rules {
 pub(crate) fn rules(group: &str, kind: &str) -> Rules {
     let (default, validate): (fn(&mut Value), fn(&Value, Option<&Value>) -> Vec<FieldError>) = match (group, kind) {
         ("", "Pod") => (pod::default, pod::validate),
-        ("", "Node") => (nothing, node::validate),
+        ("", "Node") => (node::default_node, node::validate),
         ("", "Secret") => (core::default_secret, core::validate_secret),
         ("", "ConfigMap") => (nothing, core::validate_config_map),
         ("", "Service") => (core::default_service, core::validate_service),
-        ("", "PersistentVolume") => (core::default_volume, fine),
-        ("", "PersistentVolumeClaim") => (core::default_claim, core::validate_claim),
-        ("", "Event") => (nothing, core::validate_event),
         ("coordination.k8s.io", "Lease") => (nothing, node::validate_lease),
-        ("scheduling.k8s.io", "PriorityClass") => (core::default_priority_class, core::validate_priority_class),
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            (core::default_binding, core::validate_binding)
-        }
         ("apps", "Deployment") => (workload::default_deployment, workload::validate),
         ("apps", "ReplicaSet") => (workload::default_replica_set, workload::validate),
         ("apps", "DaemonSet") => (workload::default_daemon_set, workload::validate),
         ("apps", "StatefulSet") => (workload::default_stateful_set, workload::validate),
         ("batch", "Job") => (workload::default_job, workload::validate_job),
-        ("batch", "CronJob") => (workload::default_cron_job, workload::validate_cron_job),
-        ("policy", "PodDisruptionBudget") => (nothing, workload::validate_budget),
         _ => (nothing, fine),
     };
     Rules { default, validate }

@@ -18,8 +18,12 @@ pub(crate) fn quantities(list: &Value, path: &str, errors: &mut Vec<FieldError>)
         let path = format!("{path}.{name}");
         let zero = quantity(&json!("0"));
         match quantity(value) {
-            None => errors.push(FieldError::invalid(path, value, "quantities must match the regular expression \
-                '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")),
+            None => errors.push(FieldError::invalid(
+                path,
+                value,
+                "quantities must match the regular expression \
+                '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            )),
             Some(amount) if zero.is_some_and(|zero| amount < zero) => {
                 errors.push(FieldError::invalid(path, value, "must be greater than or equal to 0"));
             }

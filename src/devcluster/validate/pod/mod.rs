@@ -246,7 +246,10 @@ mod tests {
             (json!({"containers": [{"name": "c"}]}), "spec.containers[0].image"),
             (json!({"containers": [c], "restartPolicy": "Sometimes"}), "spec.restartPolicy"),
             (json!({"containers": [c], "tolerations": [{"value": "x"}]}), "spec.tolerations[0].operator"),
-            (with("volumeMounts", json!([{"name": "v", "mountPath": "/v"}])), "spec.containers[0].volumeMounts[0].name"),
+            (
+                with("volumeMounts", json!([{"name": "v", "mountPath": "/v"}])),
+                "spec.containers[0].volumeMounts[0].name",
+            ),
             (with("ports", json!([{"containerPort": 70000}])), "spec.containers[0].ports[0].containerPort"),
             (
                 with("resources", json!({"requests": {"cpu": "2"}, "limits": {"cpu": "1"}})),
