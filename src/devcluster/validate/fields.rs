@@ -24,7 +24,7 @@ pub(crate) fn items(value: &Value) -> &[Value] {
 }
 
 /// The object elements of a list, to be changed.
-pub(crate) fn items_mut(value: &mut Value, key: &str) -> impl Iterator<Item = &mut Value> {
+pub(crate) fn items_mut<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> + use<'a> {
     value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter(|item| item.is_object())
 }
 

@@ -37,8 +37,9 @@ pub(crate) fn default_spec(spec: &mut Value) {
     fill(spec, "terminationGracePeriodSeconds", 30);
     fill(spec, "schedulerName", "default-scheduler");
     fill(spec, "securityContext", json!({}));
-    let account = [text(spec, "serviceAccountName"), text(spec, "serviceAccount")];
-    if let Some(account) = account.into_iter().find(|name| !name.is_empty()).map(str::to_owned) {
+    let named = [text(spec, "serviceAccountName"), text(spec, "serviceAccount")];
+    let account = named.into_iter().find(|name| !name.is_empty()).map(str::to_owned);
+    if let Some(account) = account {
         fill(spec, "serviceAccountName", account.as_str());
         fill(spec, "serviceAccount", account);
     }

@@ -177,7 +177,10 @@ fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let detail = format!("must be less than or equal to previous value ({was})");
         errors.push(FieldError::invalid("spec.activeDeadlineSeconds", &new["activeDeadlineSeconds"], &detail));
     }
-    let kept = |list: &Value, wanted: &Value| items(list).contains(wanted);
+    let same_but_time = |a: &Value, b: &Value| {
+        ["key", "operator", "value", "effect"].iter().all(|field| text(a, field) == text(b, field))
+    };
+    let kept = |list: &Value, wanted: &Value| items(list).iter().any(|t| same_but_time(t, wanted));
     if !items(&old["tolerations"]).iter().all(|t| kept(&new["tolerations"], t)) {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden("spec.tolerations", detail));
