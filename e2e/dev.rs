@@ -27,7 +27,12 @@ fn dev_gives_a_running_fleet_and_stops_cleanly() {
     }
     assert!(said.contains("kubectl get virtualnodes"), "it says what to try:\n{said}");
     let kubectl = |words: &str| {
-        let out = Command::new("kubectl").arg("--kubeconfig").arg(&file).args(words.split_whitespace()).output().expect("kubectl");
+        let out = Command::new("kubectl")
+            .arg("--kubeconfig")
+            .arg(&file)
+            .args(words.split_whitespace())
+            .output()
+            .expect("kubectl");
         assert!(out.status.success(), "kubectl {words}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
@@ -45,7 +50,11 @@ fn dev_does_not_overwrite_a_kubeconfig_that_it_did_not_write() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("config");
     std::fs::write(&file, "precious").expect("a file");
-    let out = Command::new(vnode_binary()).args(["dev", "--listen", "127.0.0.1:0", "--kubeconfig-out"]).arg(&file).output().expect("vnode dev");
+    let out = Command::new(vnode_binary())
+        .args(["dev", "--listen", "127.0.0.1:0", "--kubeconfig-out"])
+        .arg(&file)
+        .output()
+        .expect("vnode dev");
     assert!(!out.status.success());
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(said.contains("--kubeconfig-out"), "it names the flag: {said}");

@@ -87,7 +87,9 @@ fn a_provider_that_hangs_cannot_hold_up_the_deletion_of_its_virtual_node() {
     let bed = Bed::new();
     let (name, guest) = (bed.name("hang"), bed.name("stuck"));
     let spec = |fault: &str| {
-        format!("  provider: {{type: mock, mock: {{fault: \"{fault}\"}}}}\n  deletionPolicy: {{pods: Delete, timeoutSeconds: 5}}\n")
+        format!(
+            "  provider: {{type: mock, mock: {{fault: \"{fault}\"}}}}\n  deletionPolicy: {{pods: Delete, timeoutSeconds: 5}}\n"
+        )
     };
     bed.ready_node(&name, &spec(""));
     bed.apply(&pod(&guest, &name, ""));
@@ -109,7 +111,8 @@ fn one_hanging_provider_does_not_delay_the_other_nodes() {
     let (bad, good) = (bed.name("bad"), bed.name("good"));
     bed.ready_node(&good, "");
     bed.apply(&virtual_node(&bad, "  provider: {type: mock, mock: {fault: hang}}\n"));
-    let direct = |name: &str, node: &str| pod(name, node, "").replace("\nspec:", &format!("\nspec:\n  nodeName: {node}"));
+    let direct =
+        |name: &str, node: &str| pod(name, node, "").replace("\nspec:", &format!("\nspec:\n  nodeName: {node}"));
     let stuck: String = (0..40).map(|n| direct(&bed.name(&format!("s{n}")), &bad)).collect();
     bed.apply(&stuck);
     bed.apply(&pod(&bed.name("free"), &good, ""));

@@ -71,7 +71,11 @@ fn start_cluster(kubeconfig: &PathBuf) -> Result<Process> {
     command.args(["dev", "--cluster-only", "--listen", "127.0.0.1:0", "--kubeconfig-out"]).arg(kubeconfig);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("piped")?).lines();
-    lines.by_ref().map_while(std::result::Result::ok).find(|l| l.contains("https://")).ok_or("the cluster did not start")?;
+    lines
+        .by_ref()
+        .map_while(std::result::Result::ok)
+        .find(|l| l.contains("https://"))
+        .ok_or("the cluster did not start")?;
     std::thread::spawn(move || lines.for_each(drop));
     Ok(Process(child))
 }
@@ -151,7 +155,8 @@ async fn nodes_ready(client: &Client, nodes: usize) -> Result<Duration> {
 
 async fn pods_running(client: &Client, nodes: usize, pods: usize) -> Result<(Duration, Vec<f64>)> {
     let api: Api<Pod> = Api::namespaced(client.clone(), "default");
-    let version = api.list_metadata(&ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
+    let version =
+        api.list_metadata(&ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
     let watching = api.clone();
     let start = Instant::now();
     let running = tokio::spawn(async move {
@@ -211,7 +216,8 @@ async fn main() -> Result<()> {
     };
     let metrics = free_address()?;
     let operator = start_operator(&kubeconfig, &metrics)?;
-    let config = Config::from_custom_kubeconfig(kube::config::Kubeconfig::read_from(&kubeconfig)?, &Default::default()).await?;
+    let config =
+        Config::from_custom_kubeconfig(kube::config::Kubeconfig::read_from(&kubeconfig)?, &Default::default()).await?;
     let client = Client::try_from(config)?;
 
     println!("| {:<58} | {:>12} | {:>10} |", "figure", "measured", "target");
@@ -228,8 +234,16 @@ async fn main() -> Result<()> {
 
     let (cpu, cluster_cpu) = (operator.cpu(), cluster.as_ref().map_or(0.0, Process::cpu));
     let (took, latencies) = pods_running(&client, nodes, options.pods).await?;
-    row(&format!("{} pods created → all Running, pods/s", options.pods), format!("{:.0}", options.pods as f64 / took.as_secs_f64()), "≥ 500");
-    row("bind → Running, p50 / p99, ms", format!("{:.0} / {:.0}", percentile(&latencies, 0.5), percentile(&latencies, 0.99)), "");
+    row(
+        &format!("{} pods created → all Running, pods/s", options.pods),
+        format!("{:.0}", options.pods as f64 / took.as_secs_f64()),
+        "≥ 500",
+    );
+    row(
+        "bind → Running, p50 / p99, ms",
+        format!("{:.0} / {:.0}", percentile(&latencies, 0.5), percentile(&latencies, 0.99)),
+        "",
+    );
     row("operator, resident memory with both, MiB", format!("{:.0}", operator.rss()), "≤ 100");
     row("operator, processor time for the pods, s", format!("{:.1}", operator.cpu() - cpu), "");
     if let Some(cluster) = &cluster {

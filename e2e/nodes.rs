@@ -47,7 +47,10 @@ fn a_virtual_node_becomes_a_ready_node_that_the_columns_describe() {
 fn edits_reach_the_live_node_and_leave_what_others_set_alone() {
     let bed = Bed::new();
     let name = bed.name("edit");
-    bed.ready_node(&name, "  capacity: {cpu: 4}\n  labels: {old: \"1\", kept: \"1\"}\n  taints: [{key: a, effect: NoSchedule}]\n");
+    bed.ready_node(
+        &name,
+        "  capacity: {cpu: 4}\n  labels: {old: \"1\", kept: \"1\"}\n  taints: [{key: a, effect: NoSchedule}]\n",
+    );
     let port = bed.get(&format!("vn/{name}")).expect("it")["status"]["kubelet"]["port"].clone();
     bed.kubectl(&format!("label node {name} foreign=yes"));
     bed.kubectl(&format!("annotate node {name} foreign=yes"));
@@ -137,7 +140,9 @@ fn deleting_a_virtual_node_leaves_nothing_behind() {
 fn a_name_that_a_real_kubelet_owns_is_refused_and_its_node_is_not_touched() {
     let bed = Bed::new();
     let name = bed.name("real");
-    bed.apply(&format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{kubernetes.io/hostname: {name}}}\n"));
+    bed.apply(&format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{kubernetes.io/hostname: {name}}}\n"
+    ));
     let before = bed.get(&format!("node/{name}")).expect("the Node");
     bed.apply(&virtual_node(&name, "  labels: {mine: \"1\"}\n"));
     let vn = eventually("it is refused", || {

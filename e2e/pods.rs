@@ -28,7 +28,8 @@ fn a_pod_runs_and_its_logs_can_be_read() {
     assert!(!wrong.status.success());
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("nobody"), "{wrong:?}");
 
-    let mut follow = bed.command().args(["logs", "-f", "--tail=1", &name]).stdout(Stdio::piped()).spawn().expect("kubectl");
+    let mut follow =
+        bed.command().args(["logs", "-f", "--tail=1", &name]).stdout(Stdio::piped()).spawn().expect("kubectl");
     let mut text = [0; 200];
     follow.stdout.take().expect("piped").read_exact(&mut text).expect("lines keep coming");
     let _ = follow.kill();
@@ -41,8 +42,12 @@ fn pods_end_as_their_containers_and_restart_policy_say() {
     let node = bed.name("ends");
     bed.ready_node(&node, "");
     let ends = |name: &str, code: u8, policy: &str| {
-        pod(&bed.name(name), &node, &format!("mock.vnode.dev/runDurationMs: \"300\", mock.vnode.dev/exitCode: \"{code}\""))
-            .replace("\nspec:", &format!("\nspec:\n  restartPolicy: {policy}"))
+        pod(
+            &bed.name(name),
+            &node,
+            &format!("mock.vnode.dev/runDurationMs: \"300\", mock.vnode.dev/exitCode: \"{code}\""),
+        )
+        .replace("\nspec:", &format!("\nspec:\n  restartPolicy: {policy}"))
     };
     bed.apply(&(ends("fine", 0, "Never") + &ends("broken", 3, "OnFailure") + &ends("dead", 3, "Never")));
     bed.wait_phase(&bed.name("fine"), "Succeeded");
@@ -106,7 +111,8 @@ fn pods_wait_for_the_config_they_name_and_start_when_it_appears() {
     bed.ready_node(&node, "");
     let missing = bed.name("settings");
     bed.apply(
-        &pod(&name, &node, "").replace("image: example/app:1", &format!("image: i, envFrom: [{{configMapRef: {{name: {missing}}}}}]")),
+        &pod(&name, &node, "")
+            .replace("image: example/app:1", &format!("image: i, envFrom: [{{configMapRef: {{name: {missing}}}}}]")),
     );
     let waiting = eventually("it says what is missing", || {
         let pod = bed.get(&format!("pod/{name}"))?;
@@ -136,5 +142,8 @@ fn the_node_answers_for_its_pods() {
     assert_eq!(summary["pods"][0]["podRef"]["name"], name.as_str(), "{summary:#}");
     assert!(raw("runningpods/").contains(&name));
     let metrics = raw("metrics/resource");
-    assert!(metrics.contains(&format!("pod=\"{name}\"")) && metrics.contains("node_memory_working_set_bytes"), "{metrics}");
+    assert!(
+        metrics.contains(&format!("pod=\"{name}\"")) && metrics.contains("node_memory_working_set_bytes"),
+        "{metrics}"
+    );
 }

@@ -180,7 +180,14 @@ impl Bed {
         let mut command = Command::new(vnode_binary());
         command.arg("operator").arg("--kubeconfig").arg(&self.kubeconfig);
         command.arg("--kubelet-ports").arg(format!("{}-{}", self.ports.0, self.ports.1));
-        command.args(["--node-ip", "127.0.0.1", "--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);
+        command.args([
+            "--node-ip",
+            "127.0.0.1",
+            "--kubelet-bind-address",
+            "127.0.0.1",
+            "--metrics-addr",
+            "127.0.0.1:0",
+        ]);
         command.args(["--namespace", "vnode-system", "--identity", "e2e"]).args(flags);
         let mut process = Process::start(command, &self.dir.path().join("operator.log"));
         let out = process.child.stdout.take().expect("piped");

@@ -1,3 +1,5 @@
 //! The embedded development cluster: a Kubernetes API server, scheduler and controllers in one process.
 
+mod patch;
+mod schema;
 pub mod status;
