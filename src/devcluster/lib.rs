@@ -1,5 +1,6 @@
 //! The embedded development cluster: a Kubernetes API server, scheduler and controllers in one process.
 
+mod apply;
 mod patch;
 mod schema;
 pub mod status;

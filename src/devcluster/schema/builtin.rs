@@ -24,7 +24,7 @@ macro_rules! add {
 }
 
 fn generate() -> serde_json::Map<String, Value> {
-    let mut g = SchemaGenerator::new(SchemaSettings::draft07());
+    let mut g = SchemaGenerator::new(SchemaSettings::draft2020_12());
     add!(g; k::core::v1::Binding, k::core::v1::ConfigMap, k::core::v1::Endpoints, k::core::v1::Event,
         k::core::v1::LimitRange, k::core::v1::Namespace, k::core::v1::Node, k::core::v1::PersistentVolume,
         k::core::v1::PersistentVolumeClaim, k::core::v1::Pod, k::core::v1::PodTemplate,
@@ -71,4 +71,10 @@ pub(super) fn node(index: usize) -> &'static Node {
 /// The schema of a built-in definition, as in `io.k8s.api.core.v1.Pod`.
 pub(crate) fn builtin(definition: &str) -> Option<Schema> {
     definitions().names.get(definition).map(|index| Schema(Link::Definition(*index)))
+}
+
+/// The built-in definitions by name, as JSON schemas that refer to each other below `#/$defs/`.
+pub(crate) fn sources() -> impl Iterator<Item = (&'static str, &'static Value)> {
+    let all = definitions();
+    all.names.iter().map(|(name, index)| (name.as_str(), &all.nodes[*index].source))
 }

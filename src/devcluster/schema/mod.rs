@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub(crate) use builtin::builtin;
+pub(crate) use builtin::{builtin, sources};
 
 /// The schema of a value; cheap to clone and to walk.
 #[derive(Clone, Debug)]
@@ -106,6 +106,16 @@ impl Schema {
     pub(crate) fn field(&self, name: &str) -> Option<&Self> {
         let node = self.node();
         node.fields.get(name).or(node.additional.as_ref())
+    }
+
+    /// The field is one of a declared set, not a map's entry.
+    pub(crate) fn declares(&self, name: &str) -> bool {
+        self.node().fields.contains_key(name)
+    }
+
+    /// An object of entries with names of any kind.
+    pub(crate) fn is_map(&self) -> bool {
+        self.node().additional.is_some()
     }
 
     /// The schema of a list's items.
