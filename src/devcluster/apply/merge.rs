@@ -1,0 +1,137 @@
+//! Merging what is applied into what is there, comparing two states of an object, and removing fields.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::set::{Set, granular, item_name};
+use crate::schema::{List, Schema};
+
+/// `live` with everything that `applied` sets.
+pub(super) fn merge(live: &Value, applied: &Value, schema: Option<&Schema>) -> Value {
+    match (live, applied) {
+        (Value::Object(live), Value::Object(applied)) if !schema.is_some_and(Schema::atomic) => {
+            let mut merged = live.clone();
+            for (name, value) in applied {
+                let now = live.get(name).unwrap_or(&Value::Null);
+                merged.insert(name.clone(), merge(now, value, schema.and_then(|s| s.field(name))));
+            }
+            merged.into()
+        }
+        (Value::Array(live), Value::Array(applied)) if granular(schema) => {
+            let mut merged = live.clone();
+            let mut places: HashMap<String, usize> =
+                live.iter().enumerate().map(|(i, item)| (item_name(item, schema), i)).collect();
+            for item in applied {
+                match places.get(&item_name(item, schema)) {
+                    Some(place) => merged[*place] = merge(&merged[*place], item, schema.and_then(Schema::items)),
+                    None => {
+                        places.insert(item_name(item, schema), merged.len());
+                        merged.push(item.clone());
+                    }
+                }
+            }
+            merged.into()
+        }
+        _ => applied.clone(),
+    }
+}
+
+/// What differs between two states: fields that are new or changed, and fields that are gone.
+#[derive(Default)]
+pub(super) struct Difference {
+    pub(super) changed: Set,
+    pub(super) removed: Set,
+}
+
+impl Difference {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// Compares two states; equal parts cost one comparison.
+pub(super) fn compare(old: &Value, new: &Value, schema: Option<&Schema>) -> Difference {
+    let mut difference = Difference::default();
+    if old == new {
+        return difference;
+    }
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) if !schema.is_some_and(Schema::atomic) => {
+            for (name, value) in new {
+                let below = schema.and_then(|s| s.field(name));
+                let declared = schema.is_some_and(|s| s.declares(name));
+                difference.put(format!("f:{name}"), old.get(name), value, below, declared);
+            }
+            for name in old.keys().filter(|name| !new.contains_key(*name)) {
+                difference.removed.below.insert(format!("f:{name}"), Set::leaf());
+            }
+        }
+        (Value::Array(old), Value::Array(new)) if granular(schema) => {
+            let mut before: HashMap<String, &Value> = old.iter().map(|i| (item_name(i, schema), i)).collect();
+            let items = schema.filter(|s| matches!(s.list(), List::Map(_))).and_then(Schema::items);
+            for item in new {
+                let name = item_name(item, schema);
+                let was = before.remove(&name);
+                difference.put(name, was, item, items, false);
+            }
+            difference.removed.below.extend(before.into_keys().map(|name| (name, Set::leaf())));
+        }
+        _ => difference.changed.member = true,
+    }
+    difference
+}
+
+impl Difference {
+    fn put(&mut self, name: String, old: Option<&Value>, new: &Value, schema: Option<&Schema>, declared: bool) {
+        let Some(old) = old else {
+            let mut added = Set::of(new, schema);
+            added.member |= added.is_empty() || !declared || schema.is_some_and(Schema::is_map);
+            self.changed.below.insert(name, added);
+            return;
+        };
+        let inner = compare(old, new, schema);
+        if !inner.changed.is_empty() {
+            self.changed.below.insert(name.clone(), inner.changed);
+        }
+        if !inner.removed.is_empty() {
+            self.removed.below.insert(name, inner.removed);
+        }
+    }
+}
+
+/// Removes the fields in `gone`, except where `kept` has them or something below them.
+pub(super) fn remove(value: &mut Value, gone: &Set, kept: &Set, schema: Option<&Schema>) {
+    let nobody = Set::default();
+    match value {
+        Value::Object(fields) => {
+            for (name, set) in &gone.below {
+                let Some(field) = name.strip_prefix("f:") else { continue };
+                let keeps = kept.below.get(name);
+                if set.member && keeps.is_none() {
+                    fields.remove(field);
+                } else if let Some(inner) = fields.get_mut(field) {
+                    let full = !is_hollow(inner);
+                    remove(inner, set, keeps.unwrap_or(&nobody), schema.and_then(|s| s.field(field)));
+                    if full && keeps.is_none() && is_hollow(inner) {
+                        fields.remove(field);
+                    }
+                }
+            }
+        }
+        Value::Array(items) if granular(schema) => items.retain_mut(|item| {
+            let name = item_name(item, schema);
+            let (Some(set), keeps) = (gone.below.get(&name), kept.below.get(&name)) else { return true };
+            if set.member && keeps.is_none() {
+                return false;
+            }
+            remove(item, set, keeps.unwrap_or(&nobody), schema.and_then(Schema::items));
+            true
+        }),
+        _ => {}
+    }
+}
+
+fn is_hollow(value: &Value) -> bool {
+    value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
+}

@@ -1,0 +1,199 @@
+//! Server-side apply: who owns which fields, and what an object becomes when somebody applies theirs.
+//!
+//! `set` reads and writes sets of fields, `merge` merges, compares and removes; this file keeps `managedFields`.
+
+mod merge;
+mod set;
+#[cfg(test)]
+mod tests;
+
+use serde_json::{Value, json};
+
+use crate::schema::Schema;
+use crate::status::{ApiError, Result};
+use merge::{compare, remove};
+use set::Set;
+
+/// Who writes, through what.
+pub(crate) struct Request<'a> {
+    pub(crate) manager: &'a str,
+    pub(crate) force: bool,
+    pub(crate) subresource: Option<&'a str>,
+    pub(crate) api_version: &'a str,
+    pub(crate) now: &'a str,
+}
+
+struct Entry {
+    /// The entry but its fields.
+    head: Value,
+    fields: Set,
+}
+
+impl Entry {
+    fn new(request: &Request<'_>, operation: &str, fields: Set) -> Self {
+        let mut head = json!({"manager": request.manager, "operation": operation, "apiVersion": request.api_version,
+            "time": request.now, "fieldsType": "FieldsV1"});
+        if let Some(subresource) = request.subresource {
+            head["subresource"] = subresource.into();
+        }
+        Self { head, fields }
+    }
+
+    fn is_of(&self, request: &Request<'_>, operation: &str) -> bool {
+        self.head["manager"] == request.manager
+            && self.head["operation"] == operation
+            && self.head["subresource"].as_str().unwrap_or_default() == request.subresource.unwrap_or_default()
+            && (operation == "Apply" || self.head["apiVersion"] == request.api_version)
+    }
+
+    /// As conflicts name the manager.
+    fn name(&self) -> String {
+        let mut name = self.head["manager"].to_string();
+        if let Some(subresource) = self.head["subresource"].as_str() {
+            name += &format!(" with subresource {subresource:?}");
+        }
+        if self.head["operation"] != "Apply" {
+            name += &format!(" using {}", self.head["apiVersion"].as_str().unwrap_or_default());
+        }
+        name
+    }
+}
+
+fn read(object: &Value) -> Vec<Entry> {
+    let entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
+    entries
+        .filter(|entry| entry["operation"].is_string())
+        .map(|entry| {
+            let mut head = entry.clone();
+            if let Value::Object(head) = &mut head {
+                head.remove("fieldsV1");
+            }
+            Entry { head, fields: Set::read(&entry["fieldsV1"]) }
+        })
+        .collect()
+}
+
+fn write(object: &mut Value, mut entries: Vec<Entry>) {
+    entries.retain(|entry| !entry.fields.is_empty());
+    entries.sort_by_key(|entry| entry.head["operation"] != "Apply");
+    let entries = entries.into_iter().map(|Entry { mut head, fields }| {
+        head["fieldsV1"] = fields.write();
+        head
+    });
+    let entries: Vec<Value> = entries.collect();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.insert("managedFields".into(), entries.into());
+    }
+}
+
+/// What `live` becomes when `applied` is applied: with every field of it, and without those that this manager
+/// applied before, does not any more, and nobody else owns.
+///
+/// # Errors
+///
+/// 400 when `applied` brings `managedFields`, 409 when it changes fields of others and is not forced.
+pub(crate) fn apply(live: Option<&Value>, applied: &Value, request: &Request<'_>, schema: &Schema) -> Result<Value> {
+    if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let fields = Set::of(applied, Some(schema)).without_free();
+    let Some(live) = live else {
+        let mut made = applied.clone();
+        write(&mut made, vec![Entry::new(request, "Apply", fields)]);
+        return Ok(made);
+    };
+    let mut entries = read(live);
+    let mut merged = merge::merge(live, applied, Some(schema));
+    let changed = compare(live, &merged, Some(schema)).changed.without_free().common(&fields);
+    let mut conflicts = Vec::new();
+    for entry in entries.iter_mut().filter(|entry| !entry.is_of(request, "Apply")) {
+        let conflict = entry.fields.common(&changed);
+        if conflict.is_empty() {
+            continue;
+        }
+        if request.force {
+            entry.fields.subtract(&conflict);
+        } else {
+            conflicts.push((entry.name(), conflict.paths()));
+        }
+    }
+    if !conflicts.is_empty() {
+        return Err(conflict(&conflicts));
+    }
+    let place = entries.iter().position(|entry| entry.is_of(request, "Apply"));
+    let before = place.map(|i| std::mem::replace(&mut entries[i].fields, fields.clone())).unwrap_or_default();
+    let mut gone = before.clone();
+    gone.subtract(&fields);
+    if !gone.is_empty() {
+        let mut kept = fields.clone();
+        entries.iter().for_each(|entry| kept.add(&entry.fields));
+        remove(&mut merged, &gone, &kept, Some(schema));
+    }
+    match place {
+        Some(_) if before == fields && merged == *live => return Ok(live.clone()),
+        Some(i) => {
+            entries[i].head["time"] = request.now.into();
+            entries[i].head["apiVersion"] = request.api_version.into();
+        }
+        None => entries.push(Entry::new(request, "Apply", fields)),
+    }
+    write(&mut merged, entries);
+    Ok(merged)
+}
+
+fn conflict(conflicts: &[(String, Vec<String>)]) -> ApiError {
+    let count: usize = conflicts.iter().map(|(_, paths)| paths.len()).sum();
+    let said: Vec<_> = conflicts
+        .iter()
+        .map(|(name, paths)| match paths.as_slice() {
+            [path] => format!("conflict with {name}: {path}"),
+            paths => format!("conflicts with {name}:\n- {}", paths.join("\n- ")),
+        })
+        .collect();
+    let plural = if count == 1 { "" } else { "s" };
+    let message = format!("Apply failed with {count} conflict{plural}: {}", said.join("\n"));
+    let causes: Vec<_> = conflicts
+        .iter()
+        .flat_map(|(name, paths)| paths.iter().map(move |path| (name, path)))
+        .map(|(name, path)| {
+            json!({"reason": "FieldManagerConflict", "message": format!("conflict with {name}"), "field": path})
+        })
+        .collect();
+    let mut error = ApiError::new(409, "Conflict", message);
+    error.details = json!({"causes": causes});
+    error
+}
+
+/// Notes in `after` that the manager set what differs from `before`, and that nobody owns what is gone.
+pub(crate) fn record_update(before: Option<&Value>, after: &mut Value, request: &Request<'_>, schema: &Schema) {
+    let nothing = json!({});
+    let before_value = before.unwrap_or(&nothing);
+    let given = &after["metadata"]["managedFields"];
+    let reset = before.is_some_and(|b| b["metadata"]["managedFields"].is_array())
+        && given.as_array().is_some_and(|list| list.iter().all(|e| e.as_object().is_some_and(|e| e.is_empty())));
+    if reset {
+        write(after, Vec::new());
+        return;
+    }
+    let mut difference = compare(before_value, after, Some(schema));
+    difference.changed = difference.changed.without_free();
+    difference.removed = difference.removed.without_free();
+    if difference.is_empty() {
+        return;
+    }
+    let mut entries = if before.is_some() { read(after) } else { Vec::new() };
+    for entry in &mut entries {
+        if !entry.is_of(request, "Update") {
+            entry.fields.subtract(&difference.changed);
+        }
+        entry.fields.subtract_deep(&difference.removed);
+    }
+    match entries.iter_mut().find(|entry| entry.is_of(request, "Update")) {
+        Some(entry) => {
+            entry.fields.add(&difference.changed);
+            entry.head["time"] = request.now.into();
+        }
+        None => entries.push(Entry::new(request, "Update", difference.changed)),
+    }
+    write(after, entries);
+}

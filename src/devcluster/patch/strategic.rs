@@ -1,0 +1,155 @@
+//! Strategic merge patches: lists are merged by the keys of their schema, and directives in the patch say more.
+
+use serde_json::{Map, Value};
+
+use crate::schema::{Schema, Strategy};
+use crate::status::{ApiError, Result};
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const ORDER: &str = "$setElementOrder/";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+
+/// Applies a strategic merge patch.
+pub(crate) fn strategic(current: &Value, patch: &Value, schema: &Schema) -> Result<Value> {
+    let (Value::Object(current), Value::Object(patch)) = (current, patch) else {
+        return Err(ApiError::bad_request("a strategic merge patch must be a JSON object"));
+    };
+    Ok(object(current, patch, Some(schema))?.map_or(Value::Null, Value::Object))
+}
+
+/// `None` when the patch deletes the object.
+fn object(
+    current: &Map<String, Value>,
+    patch: &Map<String, Value>,
+    schema: Option<&Schema>,
+) -> Result<Option<Map<String, Value>>> {
+    match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default()) {
+        None | Some("merge") => {}
+        Some("replace") => {
+            let fields = patch.iter().filter(|(key, _)| *key != DIRECTIVE);
+            return Ok(Some(fields.map(|(key, value)| (key.clone(), value.clone())).collect()));
+        }
+        Some("delete") => return Ok(None),
+        Some(other) => return Err(ApiError::bad_request(format!("unknown patch directive {other:?} found in map"))),
+    }
+    let mut result = current.clone();
+    if let Some(keys) = patch.get(RETAIN_KEYS) {
+        let Value::Array(keys) = keys else {
+            return Err(ApiError::bad_request("invalid patch: $retainKeys must be a list"));
+        };
+        for key in patch.keys().filter(|k| !k.starts_with('$') && !patch[*k].is_null()) {
+            if !keys.iter().any(|kept| kept == key.as_str()) {
+                return Err(ApiError::bad_request("invalid patch: $retainKeys must name every key of the patch"));
+            }
+        }
+        result.retain(|key, _| keys.iter().any(|kept| kept == key.as_str()));
+    }
+    for (key, removed) in patch {
+        if let Some(field) = key.strip_prefix(DELETE_FROM)
+            && let (Some(Value::Array(list)), Value::Array(removed)) = (result.get_mut(field), removed)
+        {
+            list.retain(|item| !removed.contains(item));
+        }
+    }
+    for (key, value) in patch {
+        if is_directive(key) {
+            continue;
+        }
+        let schema = schema.and_then(|s| s.field(key));
+        match (result.get(key), value) {
+            (_, Value::Null) => drop(result.remove(key)),
+            (now, Value::Object(patch)) => {
+                let nothing = Map::new();
+                let now = now.and_then(Value::as_object).unwrap_or(&nothing);
+                match object(now, patch, schema)? {
+                    Some(merged) => drop(result.insert(key.clone(), merged.into())),
+                    None => drop(result.remove(key)),
+                }
+            }
+            (now, Value::Array(patch)) => {
+                let now = now.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+                result.insert(key.clone(), list(now, patch, schema)?.into());
+            }
+            (_, value) => drop(result.insert(key.clone(), value.clone())),
+        }
+    }
+    for (key, order) in patch {
+        if let Some(field) = key.strip_prefix(ORDER)
+            && let (Some(Value::Array(list)), Value::Array(order)) = (result.get_mut(field), order)
+        {
+            let by = schema.and_then(|s| s.field(field)).map(Schema::strategy);
+            sort(list, order, by);
+        }
+    }
+    Ok(Some(result))
+}
+
+fn is_directive(key: &str) -> bool {
+    key == DIRECTIVE || key == RETAIN_KEYS || key.starts_with(ORDER) || key.starts_with(DELETE_FROM)
+}
+
+fn list(current: &[Value], patch: &[Value], schema: Option<&Schema>) -> Result<Vec<Value>> {
+    let replaces = |item: &Value| item[DIRECTIVE] == "replace";
+    match schema.map(Schema::strategy) {
+        Some(Strategy::Merge) => {
+            let mut result = current.to_vec();
+            for item in patch {
+                if !result.contains(item) {
+                    result.push(item.clone());
+                }
+            }
+            Ok(result)
+        }
+        Some(Strategy::MergeBy(key)) => {
+            if patch.iter().any(|item| item.get(&**key).is_none() && replaces(item)) {
+                let kept = patch.iter().filter(|item| !(item.get(&**key).is_none() && replaces(item)));
+                return Ok(kept.cloned().collect());
+            }
+            by_key(current, patch, key, schema.and_then(Schema::items))
+        }
+        Some(Strategy::Replace) | None => Ok(patch.iter().filter(|item| !replaces(item)).cloned().collect()),
+    }
+}
+
+fn by_key(current: &[Value], patch: &[Value], key: &str, schema: Option<&Schema>) -> Result<Vec<Value>> {
+    let mut result = current.to_vec();
+    for item in patch {
+        let Value::Object(fields) = item else {
+            return Err(ApiError::bad_request("invalid patch: an object was expected in a list that is merged by key"));
+        };
+        let Some(id) = fields.get(key) else {
+            return Err(ApiError::bad_request(format!("map: {item} does not contain declared merge key: {key}")));
+        };
+        if fields.get(DIRECTIVE).is_some_and(|d| d == "delete") {
+            result.retain(|other| other.get(key) != Some(id));
+            continue;
+        }
+        let nothing = Map::new();
+        let found = result.iter().position(|other| other.get(key) == Some(id));
+        let now = found.and_then(|i| result[i].as_object()).unwrap_or(&nothing);
+        let Some(merged) = object(now, fields, schema)? else { continue };
+        match found {
+            Some(index) => result[index] = merged.into(),
+            None => result.push(merged.into()),
+        }
+    }
+    Ok(result)
+}
+
+/// Puts the items that `order` names in its order; every other stays behind the one it followed.
+fn sort(list: &mut Vec<Value>, order: &[Value], by: Option<&Strategy>) {
+    let place = |item: &Value| match by {
+        Some(Strategy::MergeBy(key)) => order.iter().position(|o| o.get(&**key) == item.get(&**key)),
+        _ => order.iter().position(|o| o == item),
+    };
+    let mut last = 0;
+    let mut placed: Vec<(usize, Value)> = Vec::with_capacity(list.len());
+    for item in list.drain(..) {
+        let at = place(&item);
+        last = at.map_or(last, |at| at + 1);
+        placed.push((last, item));
+    }
+    placed.sort_by_key(|(at, _)| *at);
+    list.extend(placed.into_iter().map(|(_, item)| item));
+}

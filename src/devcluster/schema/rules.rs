@@ -1,0 +1,84 @@
+//! What a custom resource's schema demands of a value beyond its shape.
+
+use regex::Regex;
+use serde_json::Value;
+
+use super::Schema;
+use super::parse::Parser;
+
+/// The demands of one level.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) allowed: Option<Vec<Value>>,
+    pub(super) pattern: Option<Regex>,
+    pub(super) minimum: Option<f64>,
+    pub(super) maximum: Option<f64>,
+    pub(super) exclusive_minimum: bool,
+    pub(super) exclusive_maximum: bool,
+    pub(super) multiple_of: Option<f64>,
+    pub(super) min_length: Option<usize>,
+    pub(super) max_length: Option<usize>,
+    pub(super) min_items: Option<usize>,
+    pub(super) max_items: Option<usize>,
+    pub(super) unique_items: bool,
+    pub(super) min_properties: Option<usize>,
+    pub(super) max_properties: Option<usize>,
+    pub(super) all_of: Vec<Schema>,
+    pub(super) any_of: Vec<Schema>,
+    pub(super) one_of: Vec<Schema>,
+    pub(super) not: Option<Schema>,
+    /// The rules in CEL of this level alone, over the shape of everything below.
+    pub(super) cel: Option<kube_cel::CompiledSchema>,
+}
+
+impl Rules {
+    /// The rules of a schema, which has passed the structural checks.
+    pub(super) fn read(parser: &Parser<'_>, source: &Value) -> Option<Self> {
+        let size = |name: &str| source[name].as_u64().and_then(|n| usize::try_from(n).ok());
+        let branches = |name: &str| -> Vec<Schema> {
+            source[name].as_array().into_iter().flatten().map(|s| parser.schema(s)).collect()
+        };
+        let rules = Self {
+            allowed: source["enum"].as_array().cloned(),
+            pattern: source["pattern"].as_str().and_then(|p| Regex::new(p).ok()),
+            minimum: source["minimum"].as_f64(),
+            maximum: source["maximum"].as_f64(),
+            exclusive_minimum: source["exclusiveMinimum"] == true,
+            exclusive_maximum: source["exclusiveMaximum"] == true,
+            multiple_of: source["multipleOf"].as_f64(),
+            min_length: size("minLength"),
+            max_length: size("maxLength"),
+            min_items: size("minItems"),
+            max_items: size("maxItems"),
+            unique_items: source["uniqueItems"] == true,
+            min_properties: size("minProperties"),
+            max_properties: size("maxProperties"),
+            all_of: branches("allOf"),
+            any_of: branches("anyOf"),
+            one_of: branches("oneOf"),
+            not: source["not"].is_object().then(|| parser.schema(&source["not"])),
+            cel: source["x-kubernetes-validations"].is_array().then(|| kube_cel::compile_schema(&this_level(source))),
+        };
+        Some(rules)
+    }
+}
+
+/// The schema without the rules of what is below, which are checked at their own levels.
+fn this_level(source: &Value) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                if fields.get("x-kubernetes-validations").is_some_and(Value::is_array) {
+                    fields.remove("x-kubernetes-validations");
+                }
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut shape = source.clone();
+    strip(&mut shape);
+    shape["x-kubernetes-validations"] = source["x-kubernetes-validations"].clone();
+    shape
+}

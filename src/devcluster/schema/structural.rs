@@ -1,0 +1,155 @@
+//! Whether a CustomResourceDefinition's schema is one that objects can be pruned, defaulted and merged by.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::parse::Parser;
+use super::{Schema, builtin, parse};
+use crate::status::FieldError;
+
+const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
+
+impl Schema {
+    /// The schema of a custom resource; errors name fields below `openAPIV3Schema`.
+    pub(crate) fn from_crd(source: &Value) -> Result<Self, Vec<FieldError>> {
+        let mut errors = Vec::new();
+        if source["type"] != "object" {
+            let fault = FieldError::invalid("type", &source["type"], "must be object at the root");
+            errors.push(if source["type"].is_null() {
+                FieldError::required("type", "must not be empty at the root")
+            } else {
+                fault
+            });
+        }
+        check(source, "", &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let definitions = HashMap::new();
+        let parser = Parser { definitions: &definitions, custom: true };
+        // Rules at the root see the object's type and name, which its schema need not declare.
+        let mut shape = source.clone();
+        for (name, kind) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
+            if shape["properties"][name].is_null() {
+                shape["properties"][name] = json!({"type": kind});
+            }
+        }
+        if shape["properties"]["metadata"]["properties"].is_null() {
+            shape["properties"]["metadata"]["properties"] =
+                json!({"name": {"type": "string"}, "generateName": {"type": "string"}});
+        }
+        let mut node = parser.node(&shape, "");
+        node.source = source.clone();
+        if let Some(meta) = builtin("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") {
+            node.fields.insert("metadata".into(), meta);
+        }
+        for name in ["apiVersion", "kind"] {
+            node.fields.insert(name.into(), parse::text(true));
+        }
+        Ok(Schema::own(node))
+    }
+}
+
+fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let at = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let flag = |name: &str| source[name] == true;
+    match source["type"].as_str().unwrap_or_default() {
+        "" if !flag("x-kubernetes-int-or-string") && !flag("x-kubernetes-preserve-unknown-fields") => {
+            if !path.is_empty() {
+                errors.push(FieldError::required(at("type"), "must not be empty for specified object fields"));
+            }
+        }
+        "" => {}
+        known if TYPES.contains(&known) => {}
+        _ => errors.push(FieldError::not_supported(at("type"), &source["type"], TYPES)),
+    }
+    if source["type"] == "array" && !source["items"].is_object() {
+        errors.push(FieldError::required(at("items"), "must be specified"));
+    }
+    if source["additionalProperties"].is_object() && source["properties"].as_object().is_some_and(|p| !p.is_empty()) {
+        errors.push(FieldError::forbidden(at("additionalProperties"), "must not be used together with properties"));
+    }
+    if source["additionalProperties"] == false {
+        errors.push(FieldError::forbidden(at("additionalProperties"), "additionalProperties cannot be set to false"));
+    }
+    if !source["$ref"].is_null() {
+        errors.push(FieldError::forbidden(at("$ref"), "$ref is not supported"));
+    }
+    if flag("uniqueItems") {
+        errors.push(FieldError::forbidden(
+            at("uniqueItems"),
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+        ));
+    }
+    if let Some(pattern) = source["pattern"].as_str()
+        && let Err(error) = regex::Regex::new(pattern)
+    {
+        errors.push(FieldError::invalid(
+            at("pattern"),
+            &source["pattern"],
+            &format!("must be a valid regular expression, but isn't: {error}"),
+        ));
+    }
+    check_list(source, &at, errors);
+    if source["x-kubernetes-validations"].is_array() {
+        let compiled =
+            kube_cel::compile_schema(&json!({"x-kubernetes-validations": source["x-kubernetes-validations"]}));
+        for (i, rule) in compiled.validations.iter().enumerate() {
+            if let Err(error) = rule {
+                let text = &source["x-kubernetes-validations"][i]["rule"];
+                errors.push(FieldError::invalid(
+                    at(&format!("x-kubernetes-validations[{i}].rule")),
+                    text,
+                    &format!("compilation failed: {error}"),
+                ));
+            }
+        }
+    }
+    for (name, property) in source["properties"].as_object().into_iter().flatten() {
+        check(property, &at(&format!("properties[{name}]")), errors);
+    }
+    for name in ["items", "additionalProperties"] {
+        if source[name].is_object() {
+            check(&source[name], &at(name), errors);
+        }
+    }
+}
+
+fn check_list(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<FieldError>) {
+    let keys = source["x-kubernetes-list-map-keys"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match source["x-kubernetes-list-type"].as_str() {
+        None => {}
+        Some(_) if source["type"] != "array" => {
+            errors.push(FieldError::invalid(
+                at("type"),
+                &source["type"],
+                "must be array if x-kubernetes-list-type is specified",
+            ));
+        }
+        Some("atomic" | "set") => {}
+        Some("map") => {
+            if keys.is_empty() {
+                errors.push(FieldError::required(
+                    at("x-kubernetes-list-map-keys"),
+                    "must not be empty if x-kubernetes-list-type is map",
+                ));
+            }
+            for (i, key) in keys.iter().enumerate() {
+                let name = key.as_str().unwrap_or_default();
+                if source["items"]["properties"][name].is_null() {
+                    errors.push(FieldError::invalid(
+                        at(&format!("x-kubernetes-list-map-keys[{i}]")),
+                        key,
+                        "entries must all be names of item properties",
+                    ));
+                }
+            }
+        }
+        Some(_) => errors.push(FieldError::not_supported(
+            at("x-kubernetes-list-type"),
+            &source["x-kubernetes-list-type"],
+            &["atomic", "map", "set"],
+        )),
+    }
+}
