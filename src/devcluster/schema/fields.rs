@@ -137,7 +137,8 @@ impl Schema {
                 "an integer in range"
             }
             (Type::Number, Value::Number(_)) | (Type::Boolean, Value::Bool(_)) => return Ok(()),
-            (Type::IntOrString, Value::Number(_) | Value::String(_)) => return Ok(()),
+            (Type::IntOrString, Value::String(text)) => return check_text(&node.format, text, path),
+            (Type::IntOrString, Value::Number(_)) => return Ok(()),
             (Type::Object, _) => "an object",
             (Type::Array, _) => "a list",
             (Type::String, _) => "a string",
@@ -152,6 +153,12 @@ impl Schema {
 
 fn check_text(format: &str, text: &str, path: &str) -> Result<(), String> {
     use base64::Engine;
+    if format == "quantity" && kube_quantity::ParsedQuantity::try_from(text).is_err() {
+        // The API server's own words; they name no field.
+        return Err("quantities must match the regular expression \
+             '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+            .into());
+    }
     let fault = match format {
         "byte" => {
             base64::engine::general_purpose::STANDARD.decode(text).err().map(|e| format!("illegal base64 data: {e}"))

@@ -67,6 +67,16 @@ impl Parser<'_> {
         {
             node.preserve = true;
         }
+        if !self.custom
+            && definition.rsplit('.').next().is_some_and(|name| name.starts_with("JSON"))
+            && is_free(definition)
+        {
+            // Their published schema says object, but they hold any value: a default, an `enum`'s members.
+            node.kind = Type::Any;
+        }
+        if !self.custom && definition.ends_with(".resource.Quantity") {
+            node.format = "quantity".into();
+        }
         node
     }
 

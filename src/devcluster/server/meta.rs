@@ -86,7 +86,9 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Fie
     }
     labels(&meta["labels"], "metadata.labels", &mut errors);
     annotations(&meta["annotations"], &mut errors);
-    finalizers(meta, old.map(|old| &old["metadata"]), &mut errors);
+    // The API extensions' own kinds and custom ones take any qualified name. apimachinery against core validation.
+    let generic = kind.custom || matches!(&*kind.group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
+    finalizers(meta, old.map(|old| &old["metadata"]), generic, &mut errors);
     owners(&meta["ownerReferences"], &mut errors);
     errors
 }
@@ -121,7 +123,7 @@ fn annotations(annotations: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn finalizers(meta: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+fn finalizers(meta: &Value, old: Option<&Value>, generic: bool, errors: &mut Vec<FieldError>) {
     let list = |meta: &Value| -> Vec<String> {
         meta["finalizers"].as_array().into_iter().flatten().filter_map(|f| f.as_str().map(Into::into)).collect()
     };
@@ -131,7 +133,7 @@ fn finalizers(meta: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
         let standard = matches!(finalizer.as_str(), "orphan" | "foregroundDeletion" | "kubernetes");
         if let Some(fault) = qualified_name_fault(finalizer) {
             errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
-        } else if !standard && !finalizer.contains('/') {
+        } else if !generic && !standard && !finalizer.contains('/') {
             let fault = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
         }
