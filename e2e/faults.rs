@@ -48,8 +48,7 @@ fn fifty_pods_survive_kill_minus_nine_of_the_operator() {
     bed.operator.as_mut().expect("it runs").kill();
     bed.start_operator();
     eventually("the new operator knows all pods", || {
-        let pods = bed.try_kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/stats/summary"));
-        let summary: Value = serde_json::from_slice(&pods.stdout).ok()?;
+        let summary: Value = serde_json::from_str(&bed.ask_node(&node, "stats/summary")).ok()?;
         (summary["pods"].as_array()?.len() == 50).then_some(())
     });
     assert_eq!(before, lives(&bed), "same pods, same start times, nothing recreated");

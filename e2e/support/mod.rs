@@ -269,6 +269,28 @@ impl Bed {
         self.wait(&format!("node/{name}"), "condition=Ready");
     }
 
+    /// Asks a node's kubelet API directly, as a monitoring system would: with a token and rights of its own.
+    pub fn ask_node(&self, node: &str, path: &str) -> String {
+        let account = self.name("monitor");
+        if self.get(&format!("serviceaccount/{account}")).is_none() {
+            self.kubectl(&format!("create serviceaccount {account}"));
+            self.apply(&format!(
+                "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {account}}}\n\
+                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:kubelet-api-admin}}\n\
+                 subjects: [{{kind: ServiceAccount, name: {account}, namespace: {}}}]\n",
+                self.namespace
+            ));
+        }
+        let token = self.kubectl(&format!("create token {account}"));
+        let endpoint = self.kubectl(&format!("get vn {node} -o jsonpath={{.status.kubelet.endpoint}}"));
+        let out = Command::new("curl")
+            .args(["-sk", "-m", "20", "-H", &format!("Authorization: Bearer {}", token.trim())])
+            .arg(format!("https://{endpoint}/{path}"))
+            .output()
+            .expect("curl is on the PATH");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
     /// `kubectl wait`
     pub fn wait(&self, what: &str, for_: &str) {
         eventually(&format!("{what} exists"), || self.get(what));
@@ -293,6 +315,7 @@ impl Drop for Bed {
     fn drop(&mut self) {
         if self._turn.is_some() {
             let _ = self.try_kubectl(&format!("delete namespace {} --wait=false", self.namespace));
+            let _ = self.try_kubectl(&format!("delete clusterrolebinding {} --ignore-not-found", self.name("monitor")));
             let _ = self.try_kubectl("delete virtualnodes --all --timeout=60s");
         }
     }

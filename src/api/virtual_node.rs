@@ -230,7 +230,7 @@ pub(super) fn quantities(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
             "maxLength": 64,
             "pattern": QUANTITY,
             "x-kubernetes-validations": [{
-                "rule": "type(self) == int ? self >= 0 : (isQuantity(self) && !quantity(self).isLessThan(quantity('0')))",
+                "rule": "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
                 "message": "must be a quantity that is not negative, such as 4, 500m or 16Gi",
             }],
         },
