@@ -1,0 +1,39 @@
+# syntax=docker/dockerfile:1
+# The operator, without the development cluster: docker build -t vnode:0.1.0 .
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+
+# Dependencies first, against empty sources: this layer is built again only when a manifest or the lock file changes.
+COPY Cargo.toml Cargo.lock ./
+COPY src/devcluster/Cargo.toml src/devcluster/
+RUN mkdir -p e2e src/devcluster/examples src/devcluster/tests \
+ && for file in src/main.rs e2e/main.rs e2e/fleet_bench.rs src/devcluster/examples/serve.rs src/devcluster/tests/api.rs; do \
+      printf '//! Empty.\nfn main() {}\n' > "$file"; \
+    done \
+ && printf '//! Empty.\n' | tee src/lib.rs > src/devcluster/lib.rs \
+ && cargo build --release --locked --no-default-features --bin vnode
+
+# The sources are older than what was just built from the empty ones; cargo goes by the time.
+COPY src src
+RUN touch src/main.rs src/lib.rs \
+ && cargo build --release --locked --no-default-features --bin vnode \
+ && strip --strip-debug --output-file=/vnode target/release/vnode \
+ && /vnode version
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+ARG VERSION=0.1.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="vnode" \
+      org.opencontainers.image.description="Fleets of virtual Kubernetes nodes from one custom resource" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY LICENSE /LICENSE
+COPY --from=build /vnode /vnode
+USER 65532:65532
+# Metrics and health.
+EXPOSE 8080
+ENTRYPOINT ["/vnode"]
+CMD ["operator"]
