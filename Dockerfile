@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The operator, without the development cluster: docker build -t vnode:0.1.0 .
 
 FROM rust:1.95-slim-bookworm AS build
@@ -19,8 +18,7 @@ RUN mkdir -p e2e src/devcluster/examples src/devcluster/tests \
 COPY src src
 RUN touch src/main.rs src/lib.rs \
  && cargo build --release --locked --no-default-features --bin vnode \
- && strip --strip-debug --output-file=/vnode target/release/vnode \
- && /vnode version
+ && target/release/vnode version
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 ARG VERSION=0.1.0
@@ -31,7 +29,7 @@ LABEL org.opencontainers.image.title="vnode" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY LICENSE /LICENSE
-COPY --from=build /vnode /vnode
+COPY --from=build /src/target/release/vnode /vnode
 USER 65532:65532
 # Metrics and health.
 EXPOSE 8080
