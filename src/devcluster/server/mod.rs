@@ -18,6 +18,7 @@ pub(crate) mod options;
 pub(crate) mod patching;
 pub(crate) mod path;
 pub(crate) mod proxy;
+mod protobuf;
 pub(crate) mod read;
 pub(crate) mod reviews;
 pub(crate) mod scale;
