@@ -48,10 +48,10 @@ pub(crate) fn fill(value: &mut Value, key: &str, default: impl Into<Value>) {
 
 /// Sets `key` unless it has a value other than zero, for numbers that Go can't tell from absent ones.
 pub(crate) fn fill_zero(value: &mut Value, key: &str, default: i64) {
-    if value[key].as_i64().unwrap_or(0) == 0 {
-        if let Some(map) = value.as_object_mut() {
-            map.insert(key.into(), default.into());
-        }
+    if value[key].as_i64().unwrap_or(0) == 0
+        && let Some(map) = value.as_object_mut()
+    {
+        map.insert(key.into(), default.into());
     }
 }
 

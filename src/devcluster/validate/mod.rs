@@ -13,18 +13,20 @@ use serde_json::Value;
 
 use crate::status::FieldError;
 
+type Validate = fn(&Value, Option<&Value>) -> Vec<FieldError>;
+
 /// The rules of one kind.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules {
     /// Fills in what the client left out. Doing it twice changes nothing.
     pub(crate) default: fn(&mut Value),
     /// What is wrong with an object that is about to be written; `old` is what it replaces.
-    pub(crate) validate: fn(&Value, Option<&Value>) -> Vec<FieldError>,
+    pub(crate) validate: Validate,
 }
 
 /// The rules of a kind; a kind without any accepts all.
 pub(crate) fn rules(group: &str, kind: &str) -> Rules {
-    let (default, validate): (fn(&mut Value), fn(&Value, Option<&Value>) -> Vec<FieldError>) = match (group, kind) {
+    let (default, validate): (fn(&mut Value), Validate) = match (group, kind) {
         ("", "Pod") => (pod::default, pod::validate),
         ("", "Node") => (node::default_node, node::validate),
         ("", "Secret") => (core::default_secret, core::validate_secret),

@@ -200,7 +200,7 @@ fn handler(handler: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
     for key in ["httpGet", "tcpSocket", "grpc"] {
         let port = &handler[key]["port"];
-        if handler[key].is_object() && !port.as_str().is_some_and(|name| !name.is_empty()) {
+        if handler[key].is_object() && port.as_str().is_none_or(str::is_empty) {
             fields::port(port, &format!("{path}.{key}.port"), errors);
         }
     }
