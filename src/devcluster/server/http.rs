@@ -88,11 +88,12 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// Parses a JSON or YAML body into an object.
+/// Parses a JSON, YAML or protobuf body into an object.
 pub(crate) fn parse(content_type: &str, body: &[u8]) -> Result<Value> {
     let parsed: Result<Value, String> = match content_type {
         "" | "application/json" | "*/*" => serde_json::from_slice(body).map_err(|e| e.to_string()),
         "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body),
+        "application/vnd.kubernetes.protobuf" => super::protobuf::decode(body),
         other => {
             let message = format!(
                 "the body of the request was in an unknown format - accepted media types include: \

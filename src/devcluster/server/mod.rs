@@ -17,6 +17,7 @@ pub(crate) mod meta;
 pub(crate) mod options;
 pub(crate) mod patching;
 pub(crate) mod path;
+mod protobuf;
 pub(crate) mod proxy;
 pub(crate) mod read;
 pub(crate) mod reviews;
