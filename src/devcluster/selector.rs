@@ -92,6 +92,17 @@ impl Label {
     }
 }
 
+/// The one object that a field selector leaves, which is what authorization then is about: a role may grant lists and
+/// watches of objects by name. apiserver: `RequestInfoFactory`.
+pub(crate) fn required_name(fields: &str) -> Option<&str> {
+    fields.split(',').find_map(|part| {
+        let (field, value) = part.split_once("==").or_else(|| part.split_once('='))?;
+        let value = value.trim();
+        let is_name = !value.is_empty() && !matches!(value, "." | "..") && !value.contains(['/', '%']);
+        (field.trim() == "metadata.name" && is_name).then_some(value)
+    })
+}
+
 /// Whether a `metav1.LabelSelector` (as JSON) selects labels; `None` when it is malformed.
 pub(crate) fn label_selector_matches<'a>(
     selector: &serde_json::Value,

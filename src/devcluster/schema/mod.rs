@@ -1,6 +1,6 @@
 //! Schemas of kinds: what fields an object may have, of which types, and how its lists are merged.
 //!
-//! A [`Schema`] comes from [`builtin`] (the typed API's own definitions, with the merge rules of `lists`) or from a
+//! A [`Schema`] comes from [`mod@builtin`] (the typed API's own definitions, with the merge rules of `lists`) or from a
 //! CustomResourceDefinition ([`Schema::from_crd`]). `parse` turns either into [`Node`]s; `fields` finds unknown
 //! fields, prunes, defaults and checks types; `validate` and `rules` check the values of custom resources.
 

@@ -16,6 +16,7 @@ use super::path::Target;
 use super::read::{self, object_answer};
 use super::{Api, Call, Written, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
+use crate::selector::required_name;
 use crate::status::{ApiError, Result};
 
 pub(crate) async fn handle(api: Arc<Api>, certified: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
@@ -44,7 +45,7 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
     let watching =
         options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
     let verb = target.verb(&parts.method, watching);
-    authorize(api, &user, &target, verb)?;
+    authorize(api, &user, &target, verb, &options)?;
     let kinds = api.registry.kinds();
     let missing = || ApiError::new(404, "NotFound", "the server could not find the requested resource");
     let kind = kinds.find(&target.group, &target.version, &target.resource).ok_or_else(missing)?.clone();
@@ -247,7 +248,12 @@ fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
     Ok(acting)
 }
 
-fn authorize(api: &Api, user: &User, target: &Target, verb: &str) -> Result<()> {
+fn authorize(api: &Api, user: &User, target: &Target, verb: &str, options: &Options) -> Result<()> {
+    let selected = match verb {
+        "list" | "watch" | "deletecollection" => options.get("fieldSelector").and_then(required_name),
+        _ => None,
+    };
+    let name = if target.name.is_empty() { selected.unwrap_or_default() } else { &target.name };
     let action = Action {
         verb,
         group: &target.group,
@@ -259,14 +265,14 @@ fn authorize(api: &Api, user: &User, target: &Target, verb: &str) -> Result<()> 
         } else {
             &target.namespace
         },
-        name: &target.name,
+        name,
         path: None,
     };
     if api.authorizer.allows(user, &action) {
         return Ok(());
     }
     let shown = Action { namespace: &target.namespace, ..action };
-    Err(ApiError::forbidden(&target.resource, &target.group, &target.name, &shown.denial(user)))
+    Err(ApiError::forbidden(&target.resource, &target.group, name, &shown.denial(user)))
 }
 
 /// Paths that name no resource.

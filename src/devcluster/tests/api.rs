@@ -95,3 +95,32 @@ async fn users_may_do_what_their_roles_allow_and_no_more() {
     }
     cluster.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_role_for_one_name_grants_lists_that_select_that_name_alone() {
+    let (cluster, admin) = start(Options::default()).await;
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "one"},
+        "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["a"], "verbs": ["list", "watch"]}]});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "one"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "one"},
+        "subjects": [{"kind": "User", "name": "jane"}]});
+    let roles: Api<k8s_openapi::api::rbac::v1::Role> = Api::namespaced(admin.clone(), "default");
+    roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(admin, "default");
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client(&cluster.kubeconfig("jane", &[]).unwrap()).await, "default");
+    for (fields, granted) in [
+        ("metadata.name=a", true),
+        ("metadata.namespace=default,metadata.name==a", true),
+        ("metadata.name=b", false),
+        ("metadata.name!=a", false),
+        ("metadata.namespace=default", false),
+        ("", false),
+    ] {
+        let listed = maps.list(&ListParams::default().fields(fields)).await;
+        assert_eq!(listed.is_ok(), granted, "list of {fields:?}: {listed:?}");
+        let watched = maps.watch(&WatchParams::default().fields(fields).timeout(1), "0").await;
+        assert_eq!(watched.is_ok(), granted, "watch of {fields:?}");
+    }
+    cluster.shutdown().await;
+}
