@@ -6,8 +6,10 @@
 //! | [`events`] | the one writer of events: aggregated, bounded, lowest priority |
 //! | [`merge`] | the smallest merge patch between two values |
 //! | [`queue`] | the keyed work queue that every reconciler of this process uses |
+//! | [`watch`] | how long a broken watch waits |
 
 pub mod client;
 pub mod events;
 pub mod merge;
 pub mod queue;
+pub mod watch;

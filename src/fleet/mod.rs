@@ -194,7 +194,7 @@ impl Fleet {
             vn.managed_fields_mut().clear();
             vn.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
         });
-        let mut events = events.default_backoff().reflect(writer).boxed();
+        let mut events = events.backoff(crate::cluster::watch::WatchBackoff::default()).reflect(writer).boxed();
         let mut known: std::collections::HashSet<String> = Default::default();
         let mut listed: Option<std::collections::HashSet<String>> = None;
         while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {

@@ -230,7 +230,10 @@ fn status_patch(wanted: &NodeStatus, live: &LiveNode, described: bool) -> Value 
 /// A number from 0 to 1 that a name always has.
 fn spread(name: &str) -> f64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    (hash >> 11) as f64 / (1_u64 << 53) as f64
+    // FNV leaves the high bits of similar names alike; a last mixing spreads them.
+    let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 pub(super) fn taken(name: &str) -> Problem {

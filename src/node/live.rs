@@ -97,7 +97,7 @@ impl LiveNodes {
     pub async fn run(&self, client: Client, changed: impl Fn(&str), shutdown: CancellationToken) {
         let api: Api<Node> = Api::all(client);
         let config = watcher::Config::default().labels(names::PROVIDER_LABEL).streaming_lists();
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(crate::cluster::watch::WatchBackoff::default()).boxed();
         let mut listed: Option<HashMap<String, Arc<LiveNode>>> = None;
         while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
             match event {

@@ -23,7 +23,8 @@ impl PodController {
             let config = Config::default().fields("spec.nodeName!=");
             // Servers before 1.32 refuse to stream lists unless told to by a feature gate.
             let config = if streaming { config.streaming_lists() } else { config.page_size(500) };
-            let stream = watcher::watcher(Api::<Pod>::all(self.client.clone()), config).default_backoff();
+            let stream = watcher::watcher(Api::<Pod>::all(self.client.clone()), config)
+                .backoff(crate::cluster::watch::WatchBackoff::default());
             let mut stream = std::pin::pin!(stream);
             let mut expected = HashSet::new();
             loop {

@@ -16,8 +16,9 @@ pub enum Format {
     Json,
 }
 
-/// Used when nothing else is said: our own information, warnings of the libraries.
-const DEFAULT_FILTER: &str = "warn,vnode=info,vnode_devcluster=info";
+/// The libraries' share: warnings. Whoever makes a request tells of its failure, so that the client's own line of
+/// each would only double it.
+const LIBRARIES: &str = "warn,kube_client::client::builder=off";
 
 /// Sets up logging for the process; a second call changes nothing.
 ///
@@ -46,14 +47,18 @@ pub fn init(level: Option<&str>, format: Format) -> Result<(), String> {
 /// which HTTP libraries log headers; a full filter is taken as it is.
 fn choose(flag: Option<&str>, vnode_log: Option<&str>, rust_log: Option<&str>) -> String {
     match flag.or(vnode_log).or(rust_log) {
-        None => DEFAULT_FILTER.to_owned(),
+        None => ours("info"),
         Some(level) if level.contains(['=', ',']) => level.to_owned(),
         Some(level) => match level.to_ascii_lowercase().as_str() {
             level @ ("error" | "off") => level.to_owned(),
-            level @ ("warn" | "info" | "debug" | "trace") => format!("warn,vnode={level},vnode_devcluster={level}"),
+            level @ ("warn" | "info" | "debug" | "trace") => ours(level),
             _ => level.to_owned(),
         },
     }
+}
+
+fn ours(level: &str) -> String {
+    format!("{LIBRARIES},vnode={level},vnode_devcluster={level}")
 }
 
 #[cfg(test)]
@@ -63,15 +68,15 @@ mod tests {
     #[test]
     fn the_flag_wins_over_the_environment_and_a_bare_level_is_ours_only() {
         for (flag, vnode, rust, want) in [
-            (None, None, None, DEFAULT_FILTER),
-            (Some("debug"), Some("info"), None, "warn,vnode=debug,vnode_devcluster=debug"),
-            (Some("DEBUG"), None, None, "warn,vnode=debug,vnode_devcluster=debug"),
-            (None, Some("trace"), Some("info"), "warn,vnode=trace,vnode_devcluster=trace"),
-            (None, None, Some("kube=debug"), "kube=debug"),
-            (Some("off"), None, None, "off"),
+            (None, None, None, ours("info")),
+            (Some("debug"), Some("info"), None, ours("debug")),
+            (Some("DEBUG"), None, None, ours("debug")),
+            (None, Some("trace"), Some("info"), ours("trace")),
+            (None, None, Some("kube=debug"), "kube=debug".into()),
+            (Some("off"), None, None, "off".into()),
         ] {
             assert_eq!(choose(flag, vnode, rust), want);
         }
-        assert!(EnvFilter::try_new(DEFAULT_FILTER).is_ok());
+        assert!(EnvFilter::try_new(ours("info")).is_ok());
     }
 }

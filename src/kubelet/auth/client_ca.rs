@@ -39,7 +39,7 @@ impl ClientCas {
     pub(super) async fn follow(&self, client: kube::Client) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
         let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut events = pin!(watcher(api, config).backoff(crate::cluster::watch::WatchBackoff::default()));
         let mut seen = false;
         // Each trouble is told once, until the bundle can be read again.
         let mut told = false;
