@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use rand::Rng as _;
 
-use super::cache::{NodeState, guard};
+use super::cache::guard;
+use super::node::NodeState;
 use super::plan::AtProvider;
 use super::run::Place;
 use super::{Key, PodController, write};
@@ -38,7 +39,7 @@ impl PodController {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::debug!(node = %node.name, %error, "the provider could not list its pods; tried again");
-                return retry(&error);
+                return self.after_outage(node, Key::Node(node.name.clone()), &error);
             }
         };
         let first = !node.adopted();

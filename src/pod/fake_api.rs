@@ -24,6 +24,9 @@ struct State {
     writes: Vec<String>,
     events: Vec<(String, String)>,
     down: bool,
+    /// Paths of tokens that were asked for.
+    tokens: Vec<String>,
+    token_seconds: u64,
 }
 
 #[derive(Clone, Default)]
@@ -75,8 +78,29 @@ impl FakeApi {
         Some(self.pod(name)?["status"]["phase"].as_str().unwrap_or("").to_owned())
     }
 
-    pub fn add_object(&self, path: &str, object: Value) {
-        self.0.lock().unwrap().objects.insert(path.to_owned(), object);
+    /// Creates or replaces an object.
+    pub fn add_object(&self, path: &str, mut object: Value) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        state.objects.insert(path.to_owned(), object);
+    }
+
+    /// Tokens are good for so long; their text is their number.
+    pub fn set_token_seconds(&self, seconds: u64) {
+        self.0.lock().unwrap().token_seconds = seconds;
+    }
+
+    pub fn tokens(&self) -> Vec<String> {
+        self.0.lock().unwrap().tokens.clone()
+    }
+
+    pub fn events(&self) -> Vec<(String, String)> {
+        self.0.lock().unwrap().events.clone()
+    }
+
+    pub fn remove_object(&self, path: &str) {
+        self.0.lock().unwrap().objects.remove(path);
     }
 
     pub fn set_down(&self, down: bool) {
@@ -120,6 +144,27 @@ impl FakeApi {
                 ok(
                     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}),
                 )
+            }
+            (&Method::GET, ["api", "v1", "services"]) if query.contains("watch=") => {
+                Response::new(StreamBody::new(futures::stream::pending()).boxed_unsync())
+            }
+            (&Method::GET, ["api", "v1", "services"]) => {
+                let state = self.0.lock().unwrap();
+                let items: Vec<_> =
+                    state.objects.iter().filter(|(p, _)| p.contains("/services/")).map(|(_, o)| o.clone()).collect();
+                ok(
+                    json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+                )
+            }
+            (&Method::POST, [.., "serviceaccounts", _, "token"]) => {
+                let mut state = self.0.lock().unwrap();
+                state.tokens.push(parts.uri.path().to_owned());
+                let seconds = if state.token_seconds == 0 { 3600 } else { state.token_seconds };
+                let mut answer: Value = serde_json::from_slice(&body).unwrap();
+                let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(seconds);
+                answer["spec"]["expirationSeconds"] = json!(seconds);
+                answer["status"] = json!({"token": format!("token-{}", state.tokens.len()), "expirationTimestamp": expires.to_string()});
+                ok(answer)
             }
             (&Method::POST, [.., "events"]) => {
                 let event: Value = serde_json::from_slice(&body).unwrap();

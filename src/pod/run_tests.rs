@@ -53,6 +53,7 @@ impl World {
             uid: format!("uid-of-{name}").into(),
             provider,
             host_ip: "192.0.2.1".parse().unwrap(),
+            facts: Arc::default(),
         });
     }
 
@@ -418,7 +419,7 @@ async fn a_missing_secret_holds_the_pod_back_until_it_is_there() {
         waiting["reason"] == "CreateContainerConfigError"
     })
     .await;
-    w.until("an event too", |api| api.event_reasons().contains(&"MandatorySecretNotFound".to_owned())).await;
+    w.until("an event too", |api| api.event_reasons().contains(&"Failed".to_owned())).await;
     let secret = json!({"metadata": {"name": "s", "namespace": "default"}, "data": {"k": "dg=="}});
     w.api.add_object("/api/v1/namespaces/default/secrets/s", secret);
     w.until_phase("a", "Running").await;

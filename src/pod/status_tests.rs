@@ -56,7 +56,14 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn compute(pod: &Pod, base: &PodStatus, story: Story<'_>, now: i64) -> PodStatus {
-    status(&Situation { pod, base, story, host_ip: "192.0.2.1".parse().unwrap(), now: at(now) })
+    status(&Situation {
+        pod,
+        base,
+        story,
+        host_ip: "192.0.2.1".parse().unwrap(),
+        now: at(now),
+        resize: Resize::Unknown,
+    })
 }
 
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> &'a PodCondition {

@@ -100,7 +100,24 @@ impl Factory for MockFactory {
         drop(nodes);
         Ok(Arc::new(MockProvider { node, config, _engine: engine }))
     }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(CAPABILITIES)
+    }
 }
+
+const CAPABILITIES: Capabilities = Capabilities {
+    logs: true,
+    exec: true,
+    attach: true,
+    port_forward: true,
+    stats: true,
+    notifies: true,
+    volatile: true,
+    volume_files: VolumeFiles::Ignored,
+    // It runs nothing, so there is nothing that it could not do.
+    pod: PodFeatures::ALL,
+};
 
 /// One simulated node.
 struct MockProvider {
@@ -123,18 +140,7 @@ impl MockProvider {
 #[async_trait]
 impl Provider for MockProvider {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            logs: true,
-            exec: true,
-            attach: true,
-            port_forward: true,
-            stats: true,
-            notifies: true,
-            volatile: true,
-            volume_files: VolumeFiles::Ignored,
-            // It runs nothing, so there is nothing that it could not do.
-            pod: PodFeatures::ALL,
-        }
+        CAPABILITIES
     }
 
     async fn create_pod(&self, pod: &ResolvedPod) -> Result<()> {
