@@ -24,6 +24,7 @@ struct State {
     writes: Vec<String>,
     events: Vec<(String, String)>,
     down: bool,
+    refusing_writes: bool,
     /// Paths of tokens that were asked for.
     tokens: Vec<String>,
     token_seconds: u64,
@@ -84,6 +85,11 @@ impl FakeApi {
         state.version += 1;
         object["metadata"]["resourceVersion"] = json!(state.version.to_string());
         state.objects.insert(path.to_owned(), object);
+    }
+
+    /// While true, no status is taken.
+    pub fn set_refusing_writes(&self, refusing: bool) {
+        self.0.lock().unwrap().refusing_writes = refusing;
     }
 
     /// Tokens are good for so long; their text is their number.
@@ -182,6 +188,9 @@ impl FakeApi {
             (&Method::PATCH, ["api", "v1", "namespaces", ns, "pods", name, "status"]) => {
                 let patch: Value = serde_json::from_slice(&body).unwrap();
                 let mut state = self.0.lock().unwrap();
+                if state.refusing_writes {
+                    return status(503, "ServiceUnavailable");
+                }
                 state.writes.push(format!("status {name} {}", patch["status"]["phase"].as_str().unwrap_or("-")));
                 let key = ((*ns).to_owned(), (*name).to_owned());
                 let Some(mut pod) = state.pods.get(&key).cloned() else { return status(404, "NotFound") };
@@ -273,6 +282,10 @@ fn merge(to: &mut Value, patch: &Value) {
             ("conditions", Value::Array(new)) => {
                 let mut all = to["conditions"].as_array().cloned().unwrap_or_default();
                 for condition in new {
+                    if condition["$patch"] == "delete" {
+                        all.retain(|c| c["type"] != condition["type"]);
+                        continue;
+                    }
                     match all.iter_mut().find(|c| c["type"] == condition["type"]) {
                         Some(slot) => *slot = condition.clone(),
                         None => all.push(condition.clone()),

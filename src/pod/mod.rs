@@ -40,6 +40,8 @@ mod outage;
 pub mod plan;
 mod pull;
 mod quantity;
+#[cfg(test)]
+mod refusal_tests;
 mod resolve;
 mod run;
 #[cfg(test)]
@@ -49,6 +51,10 @@ pub mod status;
 mod steps;
 mod story;
 pub mod support;
+#[cfg(test)]
+mod test_world;
+#[cfg(test)]
+mod volume_tests;
 mod volumes;
 mod watch;
 mod write;

@@ -29,8 +29,10 @@ pub(crate) struct NodeState {
     facts: RwLock<Arc<NodeFacts>>,
     /// Held while a pod is admitted, so that two do not take the same room.
     pub admission: Mutex<()>,
-    /// What waits for the provider to answer again.
-    pub outage: Outage<Key>,
+    /// What waits for the provider to answer questions again.
+    pub reads: Outage<Key>,
+    /// What waits for it to do again what it is told. It may well answer questions meanwhile.
+    pub writes: Outage<Key>,
 }
 
 impl NodeState {
@@ -47,7 +49,8 @@ impl NodeState {
             parked: Mutex::default(),
             facts: RwLock::new(handle.facts),
             admission: Mutex::default(),
-            outage: Outage::default(),
+            reads: Outage::default(),
+            writes: Outage::default(),
         }
     }
 

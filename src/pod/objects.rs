@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
+use tokio::time::Instant;
 
 const KEPT_FOR: Duration = Duration::from_secs(5);
 /// How long "there is none" holds: what appears is found within this and the time between two tries.
@@ -64,8 +65,8 @@ pub(crate) struct Object {
 /// Reads ConfigMaps and Secrets.
 pub(crate) struct ObjectCache {
     client: kube::Client,
-    kept: moka::future::Cache<ObjectKey, Arc<Object>>,
-    missed: moka::future::Cache<ObjectKey, ()>,
+    kept: moka::future::Cache<ObjectKey, (Instant, Arc<Object>)>,
+    missed: moka::future::Cache<ObjectKey, Instant>,
 }
 
 /// Why there is no data.
@@ -77,7 +78,7 @@ enum Lack {
 
 impl ObjectCache {
     pub fn new(client: kube::Client) -> Self {
-        let weigh = |key: &ObjectKey, object: &Arc<Object>| {
+        let weigh = |key: &ObjectKey, (_, object): &(Instant, Arc<Object>)| {
             let bytes: usize = object.data.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
             u32::try_from(bytes + key.namespace.len() + key.name.len() + 256).unwrap_or(u32::MAX)
         };
@@ -89,22 +90,25 @@ impl ObjectCache {
 
     /// The object; `None` when there is no such object.
     pub async fn get(&self, key: &ObjectKey) -> Result<Option<Arc<Object>>, String> {
-        if self.missed.get(key).await.is_some() {
+        if self.missed.get(key).await.is_some_and(|at| at.elapsed() < MISSED_FOR) {
             return Ok(None);
+        }
+        if self.kept.get(key).await.is_some_and(|(at, _)| at.elapsed() >= KEPT_FOR) {
+            self.kept.invalidate(key).await;
         }
         let read = async {
             match tokio::time::timeout(DEADLINE, self.read(key)).await {
-                Ok(Ok(object)) => object.map(Arc::new).ok_or(Lack::Missing),
+                Ok(Ok(object)) => object.map(|o| (Instant::now(), Arc::new(o))).ok_or(Lack::Missing),
                 Ok(Err(kube::Error::Api(status))) => Err(Lack::Failed(status.message)),
                 Ok(Err(other)) => Err(Lack::Failed(other.to_string())),
                 Err(_) => Err(Lack::Failed("the API server did not answer in time".into())),
             }
         };
         match self.kept.try_get_with_by_ref(key, read).await {
-            Ok(object) => Ok(Some(object)),
+            Ok((_, object)) => Ok(Some(object)),
             Err(lack) => match &*lack {
                 Lack::Missing => {
-                    self.missed.insert(key.clone(), ()).await;
+                    self.missed.insert(key.clone(), Instant::now()).await;
                     Ok(None)
                 }
                 Lack::Failed(error) => Err(error.clone()),

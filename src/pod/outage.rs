@@ -21,7 +21,7 @@ struct State<K> {
 }
 
 /// Whoever may not answer, and who waits for it.
-pub(super) struct Outage<K>(Mutex<State<K>>);
+pub(crate) struct Outage<K>(Mutex<State<K>>);
 
 impl<K> Default for Outage<K> {
     fn default() -> Self {

@@ -20,6 +20,7 @@ use super::adopt::retry;
 use super::cache::{Entry, Record, guard};
 use super::facts::NodeFacts;
 use super::node::NodeState;
+use super::outage::Outage;
 use super::plan::{AtProvider, Observed, Step, hash, plan};
 use super::status::is_terminal;
 use super::{Key, PodController};
@@ -136,11 +137,12 @@ impl PodController {
     }
 
     /// Calls a provider: within the deadline, without a worker's place while it takes its time, and with a
-    /// panic taken for an outage.
+    /// panic taken for an outage. An answer ends the waiting of what failed in calls of the same sort.
     pub(super) async fn call<T>(
         &self,
         node: &NodeState,
         place: &mut Place,
+        waiting: &Outage<Key>,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let deadline = self.config.call_deadline;
@@ -164,7 +166,7 @@ impl PodController {
             Err(_) => Err(ProviderError::unavailable(format!("no answer within {deadline:?}"))),
         };
         if !matches!(result, Err(ProviderError::Unavailable { .. })) {
-            self.release(node.outage.answered());
+            self.release(waiting.answered());
         }
         result
     }
@@ -179,9 +181,9 @@ impl PodController {
 
     /// When to try again after a provider's error: at its word, after the key's back-off, or as soon as the
     /// provider answers anything.
-    pub(super) fn after_outage(&self, node: &NodeState, key: Key, error: &ProviderError) -> Outcome {
+    pub(super) fn after_outage(&self, waiting: &Outage<Key>, key: Key, error: &ProviderError) -> Outcome {
         if let ProviderError::Unavailable { retry_after: None, .. } = error {
-            node.outage.failed(key);
+            waiting.failed(key);
         }
         retry(error)
     }

@@ -34,7 +34,7 @@ impl PodController {
     pub(super) async fn ask(&self, entry: &Entry, pod: &PodRef, place: &mut Place) -> Next {
         let asked = self.cache.moment();
         let provider = entry.node.provider();
-        match self.call(&entry.node, place, provider.get_pod(pod)).await {
+        match self.call(&entry.node, place, &entry.node.reads, provider.get_pod(pod)).await {
             Ok(observation) => {
                 self.cache.observe(&entry.node.name, observation, Some(asked));
                 Ok(())
@@ -47,7 +47,7 @@ impl PodController {
                 }
                 Ok(())
             }
-            Err(error) => Err(self.after_outage(&entry.node, key(pod), &error)),
+            Err(error) => Err(self.after_outage(&entry.node.reads, key(pod), &error)),
         }
     }
 
@@ -138,7 +138,7 @@ impl PodController {
                 false => provider.create_pod(&resolved).await,
             }
         };
-        match self.call(node, place, call).await {
+        match self.call(node, place, &node.writes, call).await {
             Ok(()) => {
                 {
                     let mut record = guard(&entry.record);
@@ -161,7 +161,7 @@ impl PodController {
             Err(error) => {
                 // It may have taken effect all the same.
                 guard(&entry.record).at_provider = AtProvider::Unknown;
-                let wanted = self.after_outage(node, key(&resolved.pod_ref()), &error);
+                let wanted = self.after_outage(&node.writes, key(&resolved.pod_ref()), &error);
                 if self.held_up(entry, Trouble::Provider(error.to_string())) {
                     self.tell(pod, true, "ProviderCreateFailed", error.to_string());
                 }
@@ -238,7 +238,7 @@ impl PodController {
         }
         if changed || owed {
             self.resized(entry, pod, &capabilities);
-            let answer = self.call(node, place, provider.update_pod(&resolved)).await;
+            let answer = self.call(node, place, &node.writes, provider.update_pod(&resolved)).await;
             self.updated(entry, pod, answer)?;
             if guard(&entry.record).at_provider == AtProvider::Unknown {
                 return Ok(());
@@ -251,7 +251,7 @@ impl PodController {
             };
             let volumes: Vec<String> = now.volumes.iter().filter(differs).map(|(name, _)| name.clone()).collect();
             if !volumes.is_empty() || before.is_some_and(|b| b.containers != now.containers) {
-                let answer = self.call(node, place, provider.update_volumes(&resolved, &volumes)).await;
+                let answer = self.call(node, place, &node.writes, provider.update_volumes(&resolved, &volumes)).await;
                 self.updated(entry, pod, answer)?;
                 if guard(&entry.record).at_provider == AtProvider::Unknown {
                     return Ok(());
@@ -284,7 +284,7 @@ impl PodController {
             Err(error) => {
                 self.tell(pod, true, "ProviderUpdateFailed", error.to_string());
                 guard(&entry.record).stale = true;
-                Err(self.after_outage(&entry.node, key(&PodRef::of(pod)), &error))
+                Err(self.after_outage(&entry.node.writes, key(&PodRef::of(pod)), &error))
             }
         }
     }
@@ -323,7 +323,7 @@ impl PodController {
         }
         let reference = PodRef::of(pod);
         let provider = entry.node.provider();
-        match self.call(&entry.node, place, provider.stop_pod(&reference, grace)).await {
+        match self.call(&entry.node, place, &entry.node.writes, provider.stop_pod(&reference, grace)).await {
             Ok(()) => {
                 guard(&entry.record).stop_by = Some(Instant::now() + grace);
                 Ok(())
@@ -334,7 +334,7 @@ impl PodController {
             }
             Err(error) => {
                 self.tell(pod, true, "ProviderDeleteFailed", error.to_string());
-                Err(self.after_outage(&entry.node, key(&reference), &error))
+                Err(self.after_outage(&entry.node.writes, key(&reference), &error))
             }
         }
     }
@@ -347,7 +347,7 @@ impl PodController {
                 _ => provider.remove_pod(pod).await,
             }
         };
-        match self.call(&entry.node, place, call).await {
+        match self.call(&entry.node, place, &entry.node.writes, call).await {
             Ok(()) => {
                 let mut record = guard(&entry.record);
                 record.at_provider = AtProvider::Absent;
@@ -356,7 +356,7 @@ impl PodController {
             }
             Err(error) => {
                 tracing::debug!(%pod, node = %entry.node.name, %error, "a pod could not be removed from the provider; tried again");
-                Err(self.after_outage(&entry.node, key(pod), &error))
+                Err(self.after_outage(&entry.node.writes, key(pod), &error))
             }
         }
     }

@@ -56,6 +56,11 @@ impl PodController {
         match write::patch_status(&self.client, &reference, &patch).await {
             Written::Done(version) => {
                 self.release(self.api.answered());
+                if status::is_terminal(&new) {
+                    // Nothing of it changes any more.
+                    self.feed.forget(&reference.uid);
+                    self.sources.tokens.forget(&reference.uid);
+                }
                 let mut record = guard(&entry.record);
                 // The watch may have been faster.
                 if version == 0 || super::cache::version(&record.pod) < version {

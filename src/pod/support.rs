@@ -272,8 +272,12 @@ pub fn words(capabilities: &Capabilities) -> Vec<String> {
         operations.into_iter().filter(|(_, can)| *can).map(|(word, _)| word.to_owned()).collect();
     for (group, features) in groups() {
         let can: Vec<_> = features.iter().filter(|f| c.pod.has(**f)).collect();
-        if can.len() == features.len() {
-            words.push(format!("all of {}", group.to_lowercase()));
+        let missing: Vec<_> = features.iter().filter(|f| !c.pod.has(**f)).map(|f| f.word()).collect();
+        let all = format!("all of {}", group.to_lowercase());
+        if missing.is_empty() {
+            words.push(all);
+        } else if missing.len() * 4 <= features.len() {
+            words.push(format!("{all} but {}", missing.join(", ")));
         } else {
             words.extend(can.into_iter().map(|f| f.word().to_owned()));
         }

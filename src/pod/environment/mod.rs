@@ -31,7 +31,11 @@ impl Resolver<'_> {
         let Some(spec) = &self.pod.spec else { return (resolved, failed) };
         let ephemeral: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(plain).collect();
         let links = spec.enable_service_links.unwrap_or(true);
-        let services = self.sources.services.variables(self.namespace(), links).await;
+        let services = match self.capabilities.pod.has(PodFeature::ServiceLinks) {
+            true => self.sources.services.variables(self.namespace(), links).await,
+            // A thousand services are ten thousand variables, for nobody.
+            false => Vec::new(),
+        };
         for container in spec.init_containers.iter().flatten().chain(&spec.containers).chain(&ephemeral) {
             match self.container(container, &services, gathered).await {
                 Ok(done) => drop(resolved.insert(container.name.clone(), done)),

@@ -33,9 +33,9 @@ use tokio::runtime::Handle;
 
 use super::registry::Factory;
 use super::{
-    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeatures,
-    PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result, SessionIo, Usage,
-    VolumeFiles,
+    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeature,
+    PodFeatures, PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result,
+    SessionIo, Usage, VolumeFiles,
 };
 use crate::api::{MockConfig, ProviderSpec};
 use engine::{Engine, guard};
@@ -115,8 +115,8 @@ const CAPABILITIES: Capabilities = Capabilities {
     notifies: true,
     volatile: true,
     volume_files: VolumeFiles::Ignored,
-    // It runs nothing, so there is nothing that it could not do.
-    pod: PodFeatures::ALL,
+    // It runs nothing, so there is nothing that it could not do; but it keeps each pod's environment.
+    pod: PodFeatures::ALL.without(&[PodFeature::ServiceLinks]),
 };
 
 /// One simulated node.
