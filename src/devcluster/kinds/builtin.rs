@@ -194,7 +194,8 @@ const ROWS: &[Row] = &[
         .short(&["svc"])
         .all()
         .status()
-        .fields(&[("spec.clusterIP", ""), ("spec.type", "")]),
+        .fields(&[("spec.clusterIP", ""), ("spec.type", "")])
+        .subs(&[("proxy", "", "v1", "ServiceProxyOptions", PROXY)]),
     row("apiregistration.k8s.io", "v1", "APIService", "apiservices", C)
         .of("kube-aggregator.pkg.apis.apiregistration.v1")
         .categories(&["api-extensions"])

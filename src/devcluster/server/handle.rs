@@ -159,11 +159,9 @@ async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -
     }
     match name.as_str() {
         "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
-        "proxy" => proxy::node_or_pod(api, &call, parts, body).await,
-        "log" => proxy::log(api, &call).await,
-        "exec" | "attach" | "portforward" => {
-            Err(ApiError::new(501, "NotImplemented", format!("{name} through this API server is not supported yet")))
-        }
+        "proxy" => proxy::forward::forward(api, &call, parts, body).await,
+        "log" => proxy::log::log(api, &call).await,
+        "exec" | "attach" | "portforward" => proxy::stream::stream(api, &call, parts).await,
         _ => subresources::answer(api, &call, &parts.method, read_body(body).await?),
     }
 }
