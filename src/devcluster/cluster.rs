@@ -97,6 +97,7 @@ impl DevCluster {
             registry,
             tokens: Tokens::new(&authority.token_key).map_err(|e| Error::TokenKey(e.to_string()))?,
             kubelets: Kubelets::new(&authority)?,
+            metrics: Default::default(),
             openapi: Default::default(),
             stopping: stop.child_token(),
         });
@@ -132,10 +133,10 @@ impl DevCluster {
         format!("https://{host}")
     }
 
-    /// A kubeconfig (JSON, which is YAML too) with a new client certificate for a user in up to two groups.
+    /// A kubeconfig (JSON, which is YAML too) with a new client certificate for a user in these groups.
     ///
     /// # Errors
-    /// When the certificate cannot be signed, as with a third group.
+    /// When the certificate cannot be signed.
     pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Result<String, Error> {
         let identity = self.authority.client(user, groups)?;
         let credentials = json!({

@@ -43,6 +43,16 @@ fn chain(mut aggregate: Value, into: &str) -> Value {
     aggregate
 }
 
+/// What metrics-server brings along: usage may be seen by all who may see pods.
+fn metrics_reader() -> Value {
+    let mut role = role("system:aggregated-metrics-reader", vec![rule(READ, "metrics.k8s.io", &["pods", "nodes"])]);
+    role["metadata"]["labels"] = json!({"k8s-app": "metrics-server"});
+    for of in ["view", "edit", "admin"] {
+        role["metadata"]["labels"][format!("{AGGREGATE}{of}")] = "true".into();
+    }
+    role
+}
+
 pub(crate) fn cluster_roles() -> Vec<Value> {
     let node = vec![
         rule(&["create", "get", "list", "watch", "delete", "patch", "update"], "", &["nodes"]),
@@ -130,6 +140,7 @@ pub(crate) fn cluster_roles() -> Vec<Value> {
             ],
         ),
         role("system:node", node),
+        metrics_reader(),
         role(
             "system:node-bootstrapper",
             vec![rule(&["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"])],

@@ -14,7 +14,7 @@ use super::http::{Answer, content_type, failure, json as answer_json, parse, rea
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
-use super::{Api, Call, Written, proxy, reviews, scale, subresources, watch};
+use super::{Api, Call, Written, metrics, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
 use crate::selector::required_name;
 use crate::status::{ApiError, Result};
@@ -68,6 +68,15 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         }
         let body = read_body(body).await?;
         return reviews::answer(api, &call, &body);
+    }
+    if &*call.kind.group == "metrics.k8s.io" {
+        if !call.kind.verbs.contains(&verb) {
+            return Err(not_allowed());
+        }
+        if !call.target.subresource.is_empty() {
+            return Err(missing());
+        }
+        return metrics::answer(api, &call).await;
     }
     if !call.target.subresource.is_empty() && call.target.subresource != "status" {
         return subresource(api, call, parts, body).await;
@@ -288,7 +297,7 @@ async fn other(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
         }
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => Ok(text(200, "ok")),
         "/version" => Ok(answer_json(200, &version())),
-        "/metrics" => Ok(text(200, metrics(api))),
+        "/metrics" => Ok(text(200, own_metrics(api))),
         _ => super::discovery::answer(api, parts).await,
     }
 }
@@ -306,7 +315,7 @@ fn version() -> Value {
 }
 
 /// Objects by resource, as the API server's own metric has them.
-fn metrics(api: &Api) -> String {
+fn own_metrics(api: &Api) -> String {
     let mut out = String::from("# TYPE apiserver_storage_objects gauge\n");
     for resource in api.store.all() {
         let id = &resource.id;

@@ -149,7 +149,6 @@ async fn a_stream_of_any_protocol_goes_through_to_the_kubelet_and_back() {
 async fn streams_that_cannot_be_are_refused_in_the_words_of_kubernetes() {
     let (cluster, _, _, _heard) = cluster().await;
     let kubeconfig = cluster.admin_kubeconfig().unwrap();
-    let upgrade = "SPDY/3.1";
     for (method, path, code, said) in [
         ("POST", "/two/exec?command=ls", 400, "a container name must be specified for pod two, choose one of: [a b]"),
         ("POST", "/two/exec?command=ls&container=x", 400, "container x is not valid for pod two"),
@@ -161,11 +160,14 @@ async fn streams_that_cannot_be_are_refused_in_the_words_of_kubernetes() {
         ("POST", "/refused/exec?command=ls", 404, "node"),
     ] {
         let mut client = connect(&kubeconfig).await;
-        let asks = asks(method, &format!("{PODS}{path}"), upgrade);
-        let asks = asks.replace("Connection: Upgrade", "Connection: Upgrade, close");
+        let asks = asks(method, &format!("{PODS}{path}"), "SPDY/3.1");
         client.write_all(asks.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        soon(client.read_to_string(&mut answer)).await.unwrap_or_default();
+        let mut answer = soon(head(&mut client)).await;
+        let length = answer.to_lowercase();
+        let length = length.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+        let mut body = vec![0; length];
+        soon(client.read_exact(&mut body)).await.unwrap();
+        answer.push_str(&String::from_utf8(body).unwrap());
         assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{path}: {answer}");
         assert!(answer.contains(said), "{path}: {answer}");
     }
@@ -241,8 +243,6 @@ async fn nodes_and_pods_and_services_are_proxied() {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
         "spec": {"ports": [{"name": "http", "port": 80, "targetPort": web_port}]}});
     create(&client, services, service).await;
-    let (code, answer) = request(&client, "GET", &format!("{services}/s/proxy/"), Value::Null).await;
-    assert_eq!((code, answer["message"].as_str()), (503, Some("no endpoints available for service \"s\"")));
     let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}},
         "ports": [{"name": "http", "port": web_port}],

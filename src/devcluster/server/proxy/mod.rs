@@ -11,7 +11,7 @@ pub(crate) mod log;
 pub(crate) mod stream;
 mod tunnel;
 
-pub(crate) use dial::{Kubelets, Peer};
+pub(crate) use dial::{Kubelets, Peer, send, text};
 
 use std::time::Duration;
 

@@ -43,9 +43,13 @@ pub async fn request_with(
         request = request.header(*name, *value);
     }
     let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-    let answer = client.send(request.body(kube::client::Body::from(bytes)).unwrap()).await.unwrap();
-    let code = answer.status().as_u16();
-    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    let whole = async {
+        let answer = client.send(request.body(kube::client::Body::from(bytes)).unwrap()).await.unwrap();
+        let code = answer.status().as_u16();
+        (code, answer.into_body().collect().await.unwrap().to_bytes())
+    };
+    let timed = tokio::time::timeout(std::time::Duration::from_secs(20), whole).await;
+    let (code, bytes) = timed.unwrap_or_else(|_| panic!("{method} {path}: no answer"));
     let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned().into());
     (code, value)
 }
