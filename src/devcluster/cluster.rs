@@ -63,7 +63,7 @@ pub enum Error {
 /// A running cluster. Dropping it stops it without waiting; [`DevCluster::shutdown`] lets requests finish.
 pub struct DevCluster {
     address: SocketAddr,
-    authority: Authority,
+    authority: Arc<Authority>,
     api: Arc<Api>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -79,7 +79,7 @@ impl DevCluster {
     /// Starts a cluster; when this returns, it answers.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let data = options.data_dir.as_deref();
-        let authority = Authority::open(data)?;
+        let authority = Arc::new(Authority::open(data)?);
         let log = data.map(|directory: &Path| wal::Log::open(&directory.join("state"))).transpose()?;
         let store = Store::open(log);
         let registry = Registry::new();
@@ -109,8 +109,8 @@ impl DevCluster {
         let mut cluster = Self { address, authority, api, stop, tasks };
         if options.controllers {
             let client = cluster.client().await?;
-            let (stop, ca) = (cluster.stop.clone(), cluster.authority.certificate_pem.clone());
-            cluster.tasks.spawn(crate::controllers::run_all(client, stop, ca));
+            let (stop, authority) = (cluster.stop.clone(), cluster.authority.clone());
+            cluster.tasks.spawn(crate::controllers::run_all(client, stop, authority));
         }
         Ok(cluster)
     }

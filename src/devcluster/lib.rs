@@ -17,7 +17,7 @@ mod apply;
 mod auth;
 mod bootstrap;
 mod cluster;
-pub mod controllers;
+mod controllers;
 mod kinds;
 mod openapi;
 mod patch;

@@ -129,8 +129,7 @@ async fn of_nodes(api: &Api, nodes: &[Arc<Object>]) -> Vec<Value> {
 async fn of_pods(api: &Api, pods: &[Arc<Object>]) -> Vec<Value> {
     let pods: Vec<Value> = pods.iter().map(|pod| pod.value()).collect();
     let node_of = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
-    let mut names: Vec<Box<str>> =
-        pods.iter().map(|pod| node_of(pod).into()).filter(|n: &Box<str>| !n.is_empty()).collect();
+    let mut names: Vec<Box<str>> = pods.iter().map(node_of).filter(|name| !name.is_empty()).map(Into::into).collect();
     names.sort();
     names.dedup();
     let readings = readings(api, names).await;

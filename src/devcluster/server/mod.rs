@@ -5,6 +5,7 @@
 //! [`subresources`], [`reviews`], [`discovery`], [`proxy`], [`metrics`]. [`convert`] translates between versions of a kind,
 //! [`meta`] keeps the rules of `metadata`, and [`strategy`] the few rules that belong to one kind.
 
+pub(crate) mod admission;
 mod api_services;
 pub(crate) mod convert;
 pub(crate) mod crds;

@@ -21,13 +21,16 @@ struct Sample {
     at: Option<Timestamp>,
 }
 
+/// Namespace and name.
+type PodKey = (Box<str>, Box<str>);
+
 /// The counters of a node and its containers at a moment.
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) at: Timestamp,
     node: Sample,
     /// By namespace and pod, then by container.
-    pods: BTreeMap<(Box<str>, Box<str>), BTreeMap<Box<str>, Sample>>,
+    pods: BTreeMap<PodKey, BTreeMap<String, Sample>>,
 }
 
 impl Reading {
@@ -80,7 +83,7 @@ impl Reading {
         let key = (namespace.into(), name.into());
         let containers = self.pods.get(&key)?;
         let earlier = before.and_then(|before| Some((before.pods.get(&key)?, before.at)));
-        let of = |(name, sample): (&Box<str>, &Sample)| {
+        let of = |(name, sample): (&String, &Sample)| {
             let earlier = earlier.and_then(|(all, at)| Some((all.get(name)?, at)));
             Some((name.to_string(), usage(sample, self.at, earlier)?))
         };
