@@ -188,8 +188,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Channels<T> {
     }
 
     /// Opens a channel for both.
-    pub(super) fn both(&mut self, channel: u8) -> (DuplexStream, DuplexStream) {
-        (self.inward(channel), self.outward(channel))
+    pub(super) fn both(&mut self, channel: u8) -> tokio::io::Join<DuplexStream, DuplexStream> {
+        tokio::io::join(self.inward(channel), self.outward(channel))
     }
 
     /// Sends a message at once, before anything that processes write.

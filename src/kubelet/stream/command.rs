@@ -7,6 +7,7 @@ use tokio::time::{Duration, timeout};
 use super::channels::{Channels, End, Framing};
 use super::query::CommandOptions;
 use super::status::{StatusForm, encode, status};
+use super::upgrade::SpdyVersion;
 use super::{StreamOptions, Target, resize};
 use crate::provider::{ExitStatus, ProviderError, Reader, SessionIo, Writer};
 
@@ -15,6 +16,8 @@ const SIZES: usize = 4;
 /// How long a client that has gone may take to be told that this was heard.
 pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Streams of exec and attach over SPDY, of which five have a meaning.
+const MAX_STREAMS: usize = 16;
 /// Channels of exec and attach over WebSocket.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -110,4 +113,86 @@ pub(super) async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin>(
     if timeout(patience, channels.finish()).await.is_err() {
         tracing::debug!(node = target.backend.name(), pod = %target.pod, "a client did not close its session in time");
     }
+}
+
+/// Exec or attach over SPDY.
+pub(super) async fn over_spdy<T: AsyncRead + AsyncWrite + Unpin>(
+    io: T,
+    version: SpdyVersion,
+    target: Target,
+    wanted: CommandOptions,
+    options: &StreamOptions,
+) {
+    let limits = vnode_spdy::Options { max_streams: MAX_STREAMS, ..vnode_spdy::Options::default() };
+    let (session, connection) = vnode_spdy::server(io, limits);
+    let mut connection = std::pin::pin!(connection);
+    let work = async {
+        match timeout(options.creation_timeout, gather(&session, &wanted, version.resize)).await {
+            Ok(Some(streams)) => {
+                carry_out(&target, &wanted, streams, version.status).await;
+                // Closing at once would throw away what is still on its way to a client that reads slowly.
+                if timeout(options.finish_timeout, session.peer_left()).await.is_err() {
+                    tracing::debug!(node = target.backend.name(), pod = %target.pod, "a client did not close its session in time");
+                }
+            }
+            Ok(None) => {}
+            Err(_) => {
+                tracing::debug!(node = target.backend.name(), pod = %target.pod, "a client did not open its streams in time");
+            }
+        }
+        session.close();
+    };
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, node = target.backend.name(), pod = %target.pod, "a session broke");
+            }
+        }
+        () = work => {
+            let _ = timeout(FAREWELL, connection).await;
+        }
+    }
+}
+
+/// The streams that the client opens for what it wants, once all are there. `None` when it goes before.
+async fn gather(session: &vnode_spdy::Session, wanted: &CommandOptions, resize: bool) -> Option<Streams> {
+    let (mut stdin, mut stdout, mut stderr, mut error, mut sizes) = (None, None, None, None, None);
+    let resize = resize && wanted.tty;
+    loop {
+        let missing = error.is_none()
+            || wanted.stdin && stdin.is_none()
+            || wanted.stdout && stdout.is_none()
+            || wanted.stderr && stderr.is_none()
+            || resize && sizes.is_none();
+        if !missing {
+            break;
+        }
+        let incoming = session.accept().await?;
+        let slot = match incoming.headers().get("streamtype") {
+            Some("error") => &mut error,
+            Some("stdin") if wanted.stdin => &mut stdin,
+            Some("stdout") if wanted.stdout => &mut stdout,
+            Some("stderr") if wanted.stderr => &mut stderr,
+            Some("resize") if resize => &mut sizes,
+            _ => {
+                incoming.refuse();
+                continue;
+            }
+        };
+        if slot.is_some() {
+            incoming.refuse();
+        } else {
+            *slot = Some(incoming.accept());
+        }
+    }
+    // A reader keeps the whole stream: closing its other side would tell the client to stop writing.
+    let read = |stream: vnode_spdy::Stream| Box::pin(stream) as Reader;
+    let write = |stream: vnode_spdy::Stream| Box::pin(stream.into_split().1) as Writer;
+    Some(Streams {
+        stdin: stdin.map(read),
+        resize: sizes.map(read),
+        stdout: stdout.map(write),
+        stderr: stderr.map(write),
+        error: write(error?),
+    })
 }

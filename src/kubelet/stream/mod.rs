@@ -24,10 +24,12 @@
 mod activity;
 mod channels;
 mod command;
+mod forward;
 mod query;
 mod resize;
 mod run;
 mod status;
+mod tunnel;
 mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +45,8 @@ use tokio::time::timeout;
 
 use self::activity::{Activity, Watched};
 use self::query::CommandOptions;
-use self::upgrade::Upgrade;
+use self::tunnel::Tunnel;
+use self::upgrade::{Content, Upgrade};
 use super::handler::{Answered, Refusal};
 use super::listeners::Port;
 use super::route::{SessionKind, SessionRoute};
@@ -101,6 +104,13 @@ struct Target {
     container: String,
 }
 
+/// What a client wants of its target.
+enum Wanted {
+    Command(CommandOptions),
+    /// The ports that are not named by the streams themselves.
+    Ports(Vec<u16>),
+}
+
 /// How long hyper may take to hand over a connection whose answer is written.
 const HANDOVER: Duration = Duration::from_secs(30);
 
@@ -135,11 +145,16 @@ pub(super) async fn session<B>(
         }
         return run::answer(target, query::run_command(&query)?, OpenStream::new(kind)).await;
     }
-    let wanted = match kind {
+    let command = match kind {
         SessionKind::PortForward => None,
         _ => Some(CommandOptions::read(&query, kind == SessionKind::Exec)?),
     };
     let upgrade = upgrade::negotiate(request.method(), request.headers(), kind)?;
+    let wanted = match command {
+        Some(command) => Wanted::Command(command),
+        None if upgrade.names_ports() => Wanted::Ports(Vec::new()),
+        None => Wanted::Ports(query::ports(&query)?),
+    };
     let response = upgrade.response()?;
     let options = server.options.streams.clone();
     let open = OpenStream::new(kind);
@@ -172,16 +187,22 @@ async fn serve(
     io: Watched<hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>>,
     upgrade: Upgrade,
     target: Target,
-    wanted: Option<CommandOptions>,
+    wanted: Wanted,
     options: StreamOptions,
 ) {
     match (upgrade, wanted) {
-        (Upgrade::WebSocket(socket), Some(wanted)) => {
-            if let upgrade::Content::Channels(framing, form) = socket.content {
-                command::over_websocket(io, framing, form, target, wanted, &options).await;
-            }
+        (Upgrade::Spdy(version), Wanted::Command(wanted)) => {
+            command::over_spdy(io, version, target, wanted, &options).await;
         }
-        _ => {}
+        (Upgrade::WebSocket(version), Wanted::Command(wanted)) => {
+            let (framing, form) = version.channels();
+            command::over_websocket(io, framing, form, target, wanted, &options).await;
+        }
+        (Upgrade::Spdy(_), Wanted::Ports(_)) => forward::over_spdy(io, target, &options).await,
+        (Upgrade::WebSocket(version), Wanted::Ports(ports)) => match version.content {
+            Content::Tunnel => forward::over_spdy(Tunnel::new(io).await, target, &options).await,
+            Content::Channels(framing, _) => forward::over_websocket(io, framing, target, ports, &options).await,
+        },
     }
 }
 

@@ -18,8 +18,6 @@ use crate::kubelet::route::SessionKind;
 
 /// Names the version of the streaming protocol inside of SPDY.
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-/// Names the versions that would have been accepted.
-const ACCEPTED_VERSIONS: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 
 /// SPDY inside of WebSocket messages.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
@@ -175,7 +173,25 @@ fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     values.next().is_none().then_some(value.trim())
 }
 
+impl WebSocketVersion {
+    /// How channels are written; only port-forward has anything else.
+    pub(super) fn channels(&self) -> (Framing, StatusForm) {
+        match self.content {
+            Content::Channels(framing, form) => (framing, form),
+            Content::Tunnel => (Framing::BINARY, StatusForm::Text),
+        }
+    }
+}
+
 impl Upgrade {
+    /// True when the streams of a port-forward say which port they are for, so that the request need not.
+    pub(super) fn names_ports(&self) -> bool {
+        match self {
+            Self::Spdy(_) => true,
+            Self::WebSocket(version) => version.content == Content::Tunnel,
+        }
+    }
+
     /// The answer that changes the protocol.
     pub(super) fn response(&self) -> Result<Response<AnswerBody>, Refusal> {
         let mut response = Response::new(empty());
@@ -198,14 +214,6 @@ impl Upgrade {
             }
         }
         Ok(response)
-    }
-}
-
-/// The headers of a refusal that tell which versions would do.
-pub(super) fn accepted_versions(kind: SessionKind) -> Vec<(HeaderName, HeaderValue)> {
-    match kind {
-        SessionKind::PortForward => vec![(ACCEPTED_VERSIONS, HeaderValue::from_static(PORT_FORWARD))],
-        _ => COMMAND_VERSIONS.iter().map(|(n, ..)| (ACCEPTED_VERSIONS, HeaderValue::from_static(n))).collect(),
     }
 }
 
