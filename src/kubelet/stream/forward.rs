@@ -41,8 +41,8 @@ async fn forward(
                 until_pod_closes(&mut data, &mut pod).await
             };
             if let Err(error) = copied {
-                // One side has hung up, as it may.
-                tracing::debug!(%error, node = target.backend.name(), pod = %target.pod, port, "a forwarded connection broke");
+                // One side has hung up, as it may: kubectl resets every stream when it is done with it.
+                tracing::trace!(%error, node = target.backend.name(), pod = %target.pod, port, "a forwarded connection broke");
             }
             return;
         }

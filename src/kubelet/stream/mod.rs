@@ -166,6 +166,8 @@ pub(super) async fn session<B>(
             Ok(Err(error)) => return tracing::debug!(%error, node, "a connection was gone before its session began"),
             Err(_) => return tracing::debug!(node, "a connection did not change its protocol in time"),
         };
+        let (transport, protocol) = upgrade.names();
+        tracing::debug!(node, pod = %target.pod, transport, protocol, "a {} session begins", kind.name());
         let activity = Arc::new(Activity::new());
         let io = Watched::new(io, activity.clone());
         let (pod, gone) = (target.pod.clone(), target.backend.clone());

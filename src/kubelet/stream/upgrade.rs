@@ -192,6 +192,14 @@ impl Upgrade {
         }
     }
 
+    /// The two protocols, for people.
+    pub(super) fn names(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Spdy(version) => ("SPDY/3.1", version.protocol),
+            Self::WebSocket(version) => ("websocket", version.protocol.unwrap_or_default()),
+        }
+    }
+
     /// The answer that changes the protocol.
     pub(super) fn response(&self) -> Result<Response<AnswerBody>, Refusal> {
         let mut response = Response::new(empty());

@@ -676,3 +676,7 @@ impl Drop for Incoming {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
