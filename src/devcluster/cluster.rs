@@ -29,11 +29,31 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// Whether the scheduler and the controllers run. Default true.
     pub controllers: bool,
+    /// What exec, attach and port-forward of WebSocket clients speak to nodes. Default: what each node declares.
+    pub kubelet_streams: KubeletStreams,
+}
+
+/// What the API server speaks to a node for a client that speaks WebSocket. SPDY clients are always passed through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KubeletStreams {
+    /// WebSocket to nodes that list `ExtendWebSocketsToKubelet` in `status.declaredFeatures`, SPDY/3.1 to others: as
+    /// Kubernetes does from 1.36.
+    #[default]
+    Declared,
+    /// SPDY/3.1 to all: as Kubernetes did up to 1.35.
+    Spdy,
+    /// WebSocket to all, passed through.
+    WebSocket,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, 0).into(), data_dir: None, controllers: true }
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            data_dir: None,
+            controllers: true,
+            kubelet_streams: KubeletStreams::default(),
+        }
     }
 }
 
@@ -96,7 +116,7 @@ impl DevCluster {
             store,
             registry,
             tokens: Tokens::new(&authority.token_key).map_err(|e| Error::TokenKey(e.to_string()))?,
-            kubelets: Kubelets::new(&authority)?,
+            kubelets: Kubelets::new(&authority, options.kubelet_streams)?,
             metrics: Default::default(),
             openapi: Default::default(),
             stopping: stop.child_token(),

@@ -30,5 +30,5 @@ mod store;
 pub mod tables;
 mod validate;
 
-pub use cluster::{DevCluster, Error, Options};
+pub use cluster::{DevCluster, Error, KubeletStreams, Options};
 pub use pki::PkiError;

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 
 use super::HOP;
+use crate::cluster::KubeletStreams;
 use crate::pki::{Authority, PkiError};
 use crate::server::http::{Answer, Body};
 use crate::status::{ApiError, Result};
@@ -36,11 +37,12 @@ pub(crate) struct Kubelets {
     pub(super) as_api_server: TlsConnector,
     /// Without one: pods that serve HTTPS must not be handed a cluster administrator's certificate.
     pub(super) as_nobody: TlsConnector,
-    streams: Arc<Semaphore>,
+    pub(super) streams: KubeletStreams,
+    slots: Arc<Semaphore>,
 }
 
 impl Kubelets {
-    pub(crate) fn new(authority: &Authority) -> Result<Self, PkiError> {
+    pub(crate) fn new(authority: &Authority, streams: KubeletStreams) -> Result<Self, PkiError> {
         let identity = authority.client("kube-apiserver-kubelet-client", &["system:masters"])?;
         let (certificate, key) = identity.der()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -56,13 +58,14 @@ impl Kubelets {
                 config()?.with_client_auth_cert(vec![certificate], key).map_err(PkiError::from)?,
             )),
             as_nobody: TlsConnector::from(Arc::new(config()?.with_no_client_auth())),
-            streams: Arc::new(Semaphore::new(STREAMS)),
+            streams,
+            slots: Arc::new(Semaphore::new(STREAMS)),
         })
     }
 
     /// Room for one more stream.
     pub(super) fn slot(&self) -> Result<OwnedSemaphorePermit> {
-        self.streams.clone().try_acquire_owned().map_err(|_| {
+        self.slots.clone().try_acquire_owned().map_err(|_| {
             let message = format!("there are {STREAMS} streams through this server already, please try again later");
             ApiError::new(429, "TooManyRequests", message)
         })

@@ -1,6 +1,7 @@
 //! From here to where pods run: the API server's own paths to kubelets, pods and services.
 //!
-//! [`log`] shows logs; [`stream`] joins exec, attach and port-forward to the node's kubelet; [`forward`] proxies any
+//! [`log`] shows logs; [`stream`] joins exec, attach and port-forward to the node's kubelet,
+//! which [`translate`] speaks to in SPDY when it must; [`forward`] proxies any
 //! request to a node, a pod or a service. [`dial`] opens the connections, [`tunnel`] carries bytes both ways once
 //! both sides have switched protocols, [`locate`] decides (pure) which container, path and address a request means.
 
@@ -9,6 +10,7 @@ pub(crate) mod forward;
 mod locate;
 pub(crate) mod log;
 pub(crate) mod stream;
+mod translate;
 mod tunnel;
 
 pub(crate) use dial::{Kubelets, Peer, send, text};

@@ -1,12 +1,12 @@
 //! `…/pods/{name}/{exec,attach,portforward}`: a stream between a client and the kubelet of the pod's node.
 //!
 //! Whatever protocol the client asks for (SPDY/3.1 or WebSocket) is asked of the kubelet; once both have switched, this
-//! server only carries bytes.
+//! server only carries bytes. The exception is a WebSocket client of a node that speaks SPDY alone: [`translate`].
 
 use http::Method;
 use http::request::Parts;
 
-use super::{kubelet_of_pod, locate, upgrade, wants_upgrade};
+use super::{kubelet_of_pod, locate, translate, upgrade, wants_upgrade};
 use crate::auth::Action;
 use crate::server::http::Answer;
 use crate::server::{Api, Call, not_found};
@@ -50,5 +50,10 @@ pub(crate) async fn stream(api: &Api, call: &Call, parts: Parts) -> Result<Answe
     if !wants_upgrade(&parts.headers) {
         return Err(ApiError::bad_request("Upgrade request required"));
     }
-    upgrade(api, &peer, parts, &path_of(&container)?).await
+    let path = path_of(&container)?;
+    let declared = api.get("", "nodes", "", node).map(|node| node.value()).unwrap_or_default();
+    match translate::wanted(api.kubelets.streams, &target.subresource, &parts.headers, &declared) {
+        Some(translation) => translate::translate(api, call, peer, parts, path, translation).await,
+        None => upgrade(api, &peer, parts, &path).await,
+    }
 }
