@@ -253,6 +253,154 @@ async fn nodes_and_pods_and_services_are_proxied() {
     cluster.shutdown().await;
 }
 
+/// A node that speaks SPDY alone: it runs `cat` with a word of its own on stderr, and forwards ports to an echo.
+async fn spdy_kubelet(kubeconfig: &str) -> u16 {
+    use vnode_spdy::{Options, Stream};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tls = kubelet_tls(kubeconfig);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                let mut stream = tls.accept(stream).await.unwrap();
+                let asked = head(&mut stream).await;
+                assert!(asked.contains("upgrade: SPDY/3.1"), "{asked}");
+                if asked.contains("/refused/") {
+                    let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\n\r\npod not found";
+                    return stream.write_all(answer).await.unwrap();
+                }
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                let (session, connection) = vnode_spdy::server(stream, Options::default());
+                let work = async {
+                    let mut streams = std::collections::HashMap::<String, Stream>::new();
+                    let wanted = if asked.contains("/portForward/") { 2 } else { 4 };
+                    while streams.len() < wanted {
+                        let incoming = session.accept().await.unwrap();
+                        let kind = incoming.headers().get("streamtype").unwrap().to_owned();
+                        streams.insert(kind, incoming.accept());
+                    }
+                    let mut take = |kind: &str| streams.remove(kind).unwrap();
+                    let mut error = take("error");
+                    if wanted == 2 {
+                        let (mut reads, mut writes) = take("data").into_split();
+                        tokio::io::copy(&mut reads, &mut writes).await.unwrap();
+                        writes.shutdown().await.unwrap();
+                        error.shutdown().await.unwrap();
+                    } else {
+                        let (mut stdin, mut stdout, mut stderr) = (take("stdin"), take("stdout"), take("stderr"));
+                        stderr.write_all(b"warned").await.unwrap();
+                        stderr.shutdown().await.unwrap();
+                        tokio::io::copy(&mut stdin, &mut stdout).await.unwrap();
+                        stdout.shutdown().await.unwrap();
+                        error.write_all(br#"{"status":"Success"}"#).await.unwrap();
+                        error.shutdown().await.unwrap();
+                    }
+                    session.peer_left().await;
+                };
+                tokio::select! { _ = connection => {}, () = work => {} }
+            });
+        }
+    });
+    port
+}
+
+async fn websocket(
+    kubeconfig: &str,
+    path: &str,
+    protocol: &str,
+) -> tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    let mut client = connect(kubeconfig).await;
+    let asks = format!(
+        "GET {PODS}{path} HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n"
+    );
+    client.write_all(asks.as_bytes()).await.unwrap();
+    let answer = soon(head(&mut client)).await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+    assert!(answer.contains(&format!("sec-websocket-protocol: {}", protocol.to_lowercase())), "{answer}");
+    assert!(answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{answer}");
+    let role = tokio_tungstenite::tungstenite::protocol::Role::Client;
+    tokio_tungstenite::WebSocketStream::from_raw_socket(client, role, None).await
+}
+
+#[tokio::test]
+async fn websocket_clients_reach_a_node_that_speaks_spdy_alone() {
+    use futures::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    let (cluster, client, _, _heard) = cluster().await;
+    let kubeconfig = cluster.admin_kubeconfig().unwrap();
+    let port = spdy_kubelet(&kubeconfig).await;
+    let status = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    request(&client, "PATCH", "/api/v1/nodes/n/status", status).await;
+
+    let exec = "/one/exec?command=cat&stdin=1&stdout=1&stderr=1";
+    let mut socket = websocket(&kubeconfig, exec, "v5.channel.k8s.io").await;
+    let input = vec![7u8; 200_000];
+    for part in input.chunks(50_000) {
+        socket.send(Message::binary([&[0u8], part].concat())).await.unwrap();
+    }
+    socket.send(Message::binary(vec![255u8, 0])).await.unwrap();
+    let mut channels = vec![Vec::new(); 4];
+    while let Some(Ok(message)) = soon(socket.next()).await {
+        match message {
+            Message::Binary(bytes) => channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]),
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    assert!(channels[1] == input, "{} of {} bytes came back", channels[1].len(), input.len());
+    assert_eq!(channels[2], b"warned");
+    assert_eq!(channels[3], br#"{"status":"Success"}"#);
+
+    let exec = "/refused/exec?command=cat&stdout=1";
+    let mut socket = websocket(&kubeconfig, exec, "v5.channel.k8s.io").await;
+    let told = soon(socket.next()).await.unwrap().unwrap().into_data();
+    assert_eq!(told[0], 3);
+    let status: Value = serde_json::from_slice(&told[1..]).unwrap();
+    assert_eq!(status["message"], "Internal error occurred: unable to upgrade connection: pod not found");
+    assert_eq!(status["code"], 500);
+
+    let mut socket = websocket(&kubeconfig, "/one/portforward", "SPDY/3.1+portforward.k8s.io").await;
+    // A SPDY session inside of messages: here in one pipe, there in the socket.
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (session, connection) = vnode_spdy::client(near, vnode_spdy::Options::default());
+    let connection = tokio::spawn(connection);
+    let carry = tokio::spawn(async move {
+        let (mut reads, mut writes) = tokio::io::split(far);
+        let mut buffer = vec![0; 1 << 14];
+        loop {
+            tokio::select! {
+                read = reads.read(&mut buffer) => match read {
+                    Ok(n @ 1..) => socket.send(Message::binary(buffer[..n].to_vec())).await.unwrap(),
+                    _ => break,
+                },
+                message = socket.next() => match message {
+                    Some(Ok(Message::Binary(bytes))) => writes.write_all(&bytes).await.unwrap(),
+                    Some(Ok(_)) => {}
+                    _ => break,
+                },
+            }
+        }
+    });
+    let open = |kind| {
+        let headers = [("streamtype", kind), ("port", "80"), ("requestid", "0")];
+        session.open(vnode_spdy::Headers::from(headers)).unwrap()
+    };
+    let (_error, mut data) = (open("error"), open("data"));
+    soon(data.replied()).await.unwrap();
+    data.write_all(b"GET /").await.unwrap();
+    data.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    soon(data.read_to_end(&mut back)).await.unwrap();
+    assert_eq!(back, b"GET /");
+    carry.abort();
+    connection.abort();
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_stopping_cluster_cuts_its_streams() {
     let (cluster, _, _, _heard) = cluster().await;
