@@ -132,8 +132,8 @@ pub async fn run(
     let fleet = Arc::new(Fleet {
         ports: Ports::new(config.kubelet_ports.clone()),
         events: EventWriter::new(client.clone()),
-        beats: WorkQueue::new(beat::BACKOFF),
-        probes: WorkQueue::new(beat::BACKOFF),
+        beats: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID),
+        probes: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID),
         nodes: LiveNodes::default(),
         agents: RwLock::default(),
         virtual_nodes: store,
