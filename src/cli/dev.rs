@@ -12,7 +12,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt as _, discovery};
 use serde::Deserialize as _;
 use tokio_util::sync::CancellationToken;
-use vnode_devcluster::{DevCluster, Options};
+use vnode_devcluster::{DevCluster, KubeletStreams, Options};
 
 use super::operator::NodeArgs;
 use crate::api::names;
@@ -55,11 +55,36 @@ pub(super) struct DevArgs {
     /// Start the cluster alone, without operator and sample.
     #[arg(long, conflicts_with = "no_sample")]
     cluster_only: bool,
+    /// What exec, attach and port-forward of WebSocket clients speak to nodes.
+    #[arg(long, value_enum, default_value_t, hide = true, value_name = "PROTOCOL")]
+    kubelet_streams: Streams,
     /// Log what the cluster and the operator do, not only what goes wrong.
     #[arg(long, short)]
     verbose: bool,
     #[command(flatten)]
     nodes: NodeArgs,
+}
+
+/// Values of `--kubelet-streams`.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Streams {
+    /// As each node declares.
+    #[default]
+    Declared,
+    /// SPDY/3.1, as Kubernetes did up to 1.35.
+    Spdy,
+    /// WebSocket.
+    Websocket,
+}
+
+impl From<Streams> for KubeletStreams {
+    fn from(streams: Streams) -> Self {
+        match streams {
+            Streams::Declared => Self::Declared,
+            Streams::Spdy => Self::Spdy,
+            Streams::Websocket => Self::WebSocket,
+        }
+    }
 }
 
 impl DevArgs {
@@ -72,7 +97,12 @@ impl DevArgs {
 /// Runs until Ctrl-C or SIGTERM.
 pub(super) async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<()> {
     refuse_foreign_file(&args.kubeconfig_out)?;
-    let options = Options { listen: args.listen, data_dir: args.data_dir.clone(), ..Options::default() };
+    let options = Options {
+        listen: args.listen,
+        data_dir: args.data_dir.clone(),
+        kubelet_streams: args.kubelet_streams.into(),
+        ..Options::default()
+    };
     let cluster = DevCluster::start(options).await.with_context(|| {
         format!("the development cluster cannot start on {} (--listen chooses another address)", args.listen)
     })?;
