@@ -25,7 +25,7 @@ use super::status::{self, Situation, Story, is_terminal};
 use super::write::{self, Written};
 use super::{Key, PodController};
 use crate::cluster::queue::{Item, Outcome};
-use crate::provider::{PodRef, ProviderError, ResolvedPod, Result};
+use crate::provider::{EventType, PodEvent, PodRef, ProviderError, ResolvedPod, Result};
 
 /// A provider call that takes longer does not hold a worker's place.
 const SLOW: Duration = Duration::from_millis(50);
@@ -324,7 +324,7 @@ impl PodController {
     }
 
     async fn stop(&self, entry: &Entry, pod: &Pod, grace: Duration, place: &mut Place) -> Next {
-        if self.events.is_idle() {
+        if self.events.is_idle() && !entry.node.provider().capabilities().events {
             for container in pod.spec.iter().flat_map(|s| &s.containers) {
                 self.tell(pod, false, "Killing", format!("Stopping container {}", container.name));
             }
@@ -374,7 +374,9 @@ impl PodController {
         };
         let new = status::status(&Situation { pod, base: &base, story, host_ip, now: Timestamp::now() });
         let Some(patch) = status::patch(&reference.uid, &base, &new) else { return Outcome::Done };
-        self.tell_of_change(pod, &base, &new);
+        if !entry.node.provider().capabilities().events {
+            self.tell_of_change(pod, &base, &new);
+        }
         match write::patch_status(&self.client, &reference, &patch).await {
             Written::Done(version) => {
                 let mut record = guard(&entry.record);
@@ -465,6 +467,20 @@ impl PodController {
             field_path: None,
         };
         self.events.emit(about, warning, reason, message);
+    }
+
+    /// An event of a provider.
+    pub(super) fn told(&self, event: PodEvent) {
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(event.pod.name.to_string()),
+            namespace: Some(event.pod.namespace.to_string()),
+            uid: Some(event.pod.uid.to_string()),
+            resource_version: None,
+            field_path: event.field,
+        };
+        self.events.emit(about, event.kind == EventType::Warning, event.reason, event.message);
     }
 
     /// kubelet's Started and BackOff, when there is time for them.

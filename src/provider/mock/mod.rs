@@ -129,6 +129,7 @@ impl Provider for MockProvider {
             port_forward: true,
             stats: true,
             notifies: true,
+            events: false,
             volatile: true,
         }
     }
