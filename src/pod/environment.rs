@@ -132,7 +132,10 @@ impl Resolver<'_> {
                 words.iter().flatten().map(|word| expand(word, &env).0).collect::<Vec<_>>()
             };
             let (command, args) = (expand_all(&container.command), expand_all(&container.args));
-            containers.insert(container.name.clone(), ResolvedContainer { env, command, args });
+            containers.insert(
+                container.name.clone(),
+                ResolvedContainer { env, command, args, ..ResolvedContainer::default() },
+            );
         }
         remarks.dedup();
         Ok((containers, remarks))

@@ -246,7 +246,7 @@ impl PodController {
                 return Err(self.held_up(entry, pod, "CreateContainerConfigError", remark.message).await);
             }
         };
-        let resolved = ResolvedPod { pod: pod.clone(), containers };
+        let resolved = ResolvedPod { pod: pod.clone(), containers, ..ResolvedPod::default() };
         let provider = node.provider();
         let call = async {
             match restore {
@@ -304,7 +304,7 @@ impl PodController {
                 return Err(Outcome::Retry);
             }
         };
-        let resolved = ResolvedPod { pod: pod.clone(), containers };
+        let resolved = ResolvedPod { pod: pod.clone(), containers, ..ResolvedPod::default() };
         let provider = node.provider();
         match self.call(node, place, provider.update_pod(&resolved)).await {
             Ok(()) => {}

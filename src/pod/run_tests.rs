@@ -283,7 +283,7 @@ async fn strangers_at_the_provider_are_removed_after_the_caches_have_synced() {
     let stray: k8s_openapi::api::core::v1::Pod = serde_json::from_value(pod("stray", "u9", "n1")).unwrap();
     let known = serde_json::from_value(pod("known", "u1", "n1")).unwrap();
     for pod in [stray, known] {
-        provider.create_pod(&ResolvedPod { pod: Arc::new(pod), containers: Default::default() }).await.unwrap();
+        provider.create_pod(&ResolvedPod { pod: Arc::new(pod), ..ResolvedPod::default() }).await.unwrap();
     }
     w.api.put(pod("known", "u1", "n1"));
     w.api.set_down(true);

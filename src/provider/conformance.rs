@@ -388,6 +388,6 @@ fn resolved(options: &Options, name: &str, number: u32) -> ResolvedPod {
         status: None,
     };
     let env = vec![EnvVar { name: "CONFORMANCE".into(), value: "yes".into(), secret: false }];
-    let container = ResolvedContainer { env, command: options.command.clone(), args: Vec::new() };
-    ResolvedPod { pod: Arc::new(pod), containers: [("main".to_owned(), container)].into() }
+    let container = ResolvedContainer { env, command: options.command.clone(), ..ResolvedContainer::default() };
+    ResolvedPod { pod: Arc::new(pod), containers: [("main".to_owned(), container)].into(), ..ResolvedPod::default() }
 }

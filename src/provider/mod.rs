@@ -9,6 +9,8 @@
 //! |---|---|
 //! | [`error`] | [`ProviderError`]: what a failed call lets the agent conclude |
 //! | [`types`] | what travels in both directions |
+//! | [`volumes`] | of it: the content of volumes, and credentials for images |
+//! | [`features`] | what of a pod a provider can do |
 //! | [`registry`] | from a VirtualNode's `spec.provider` to a running provider |
 //! | [`conformance`] | the checks that every provider must pass |
 //! | [`mock`] | the simulator |
@@ -16,10 +18,12 @@
 
 pub mod conformance;
 pub mod error;
+pub mod features;
 pub mod mock;
 pub mod registry;
 pub mod runtime;
 pub mod types;
+pub mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +32,9 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{ProviderError, Result};
+pub use features::{PodFeature, PodFeatures};
 pub use types::*;
+pub use volumes::{FileSet, PullCredentials, ResolvedMount, ResolvedVolume, VolumeFile};
 
 /// Receives word that a pod changed at the provider.
 ///
@@ -88,6 +94,16 @@ pub trait Provider: Send + Sync + 'static {
     /// Applies a change that Kubernetes allows on a running pod: labels, annotations, images, tolerations.
     /// A provider that has nothing to do with them keeps the default, which succeeds.
     async fn update_pod(&self, _pod: &ResolvedPod) -> Result<()> {
+        Ok(())
+    }
+
+    /// The files of these volumes are to be replaced: a ConfigMap or Secret, a label or annotation of the pod has
+    /// changed, or a token was renewed. Only called when [`Capabilities::volume_files`] is
+    /// [`Live`](VolumeFiles::Live).
+    ///
+    /// All of `pod` is resolved anew, so a container that starts later should have its environment from here, as
+    /// on any node. `changed` is empty when only environments differ.
+    async fn update_volumes(&self, _pod: &ResolvedPod, _changed: &[String]) -> Result<()> {
         Ok(())
     }
 

@@ -15,6 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::error::Result;
+#[allow(unused_imports, reason = "rustdoc links to it")]
+use super::features::PodFeature;
+use super::features::PodFeatures;
+use super::volumes::{PullCredentials, ResolvedMount, ResolvedVolume};
 
 /// Names one pod for good: two pods of the same name differ in their uid.
 ///
@@ -45,18 +49,36 @@ impl fmt::Display for PodRef {
 }
 
 /// A pod as a provider receives it: everything that needs the API server is already resolved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ResolvedPod {
     /// The pod as the API server has it, without `managedFields`.
     pub pod: Arc<Pod>,
-    /// Environment, command and arguments of each container by name, init containers included.
+    /// Environment, command and arguments of each container by name, init and ephemeral containers included.
     pub containers: BTreeMap<String, ResolvedContainer>,
+    /// The pod's volumes by name. Without content when the provider's
+    /// [`volume_files`](Capabilities::volume_files) say that it has no use for it.
+    pub volumes: BTreeMap<String, ResolvedVolume>,
+    /// Credentials from `imagePullSecrets`. See [`credentials_for`](Self::credentials_for).
+    pub pull_secrets: Vec<PullCredentials>,
 }
 
 impl ResolvedPod {
     /// The pod's identity.
     pub fn pod_ref(&self) -> PodRef {
         PodRef::of(&self.pod)
+    }
+
+    /// `spec.securityContext.fsGroup`: the group that owns the files of the pod's volumes.
+    pub fn fs_group(&self) -> Option<i64> {
+        self.pod.spec.as_ref()?.security_context.as_ref()?.fs_group
+    }
+
+    /// The credentials to try for an image, the most specific first.
+    pub fn credentials_for(&self, image: &str) -> Vec<&PullCredentials> {
+        let mut found: Vec<_> = self.pull_secrets.iter().filter(|c| c.matches(image)).collect();
+        // Stable, so that of the same registry's the first one named is tried first.
+        found.sort_by_key(|c| std::cmp::Reverse(c.registry.len()));
+        found
     }
 }
 
@@ -69,6 +91,45 @@ pub struct ResolvedContainer {
     pub command: Vec<String>,
     /// `args` with `$(VAR)` expanded.
     pub args: Vec<String>,
+    /// `volumeMounts` with `subPathExpr` expanded.
+    pub mounts: Vec<ResolvedMount>,
+    /// Some of the above wants the pod's own address, which is not known yet: call
+    /// [`with_pod_ips`](Self::with_pod_ips) before the container starts. Only for providers that declare
+    /// [`PodIpInEnvironment`](PodFeature::PodIpInEnvironment).
+    pub wants_pod_ips: bool,
+}
+
+/// Stand for the pod's addresses until they are known. Not a character of any variable: C ends strings there.
+const POD_IP: &str = "\0podIP\0";
+const POD_IPS: &str = "\0podIPs\0";
+
+impl ResolvedContainer {
+    /// Stands for the pod's first address (`status.podIP`) in a value that is completed later.
+    pub(crate) fn pod_ip_mark() -> &'static str {
+        POD_IP
+    }
+
+    /// Stands for all addresses of the pod (`status.podIPs`) in a value that is completed later.
+    pub(crate) fn pod_ips_mark() -> &'static str {
+        POD_IPS
+    }
+
+    /// This container with the pod's addresses, the primary one first, where it asked for them.
+    pub fn with_pod_ips(&self, ips: &[IpAddr]) -> Self {
+        let mut new = self.clone();
+        if !std::mem::take(&mut new.wants_pod_ips) {
+            return new;
+        }
+        let first = ips.first().map(IpAddr::to_string).unwrap_or_default();
+        let all = ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        let values = new.env.iter_mut().map(|v| &mut v.value).chain(&mut new.command).chain(&mut new.args);
+        for text in values.chain(new.mounts.iter_mut().filter_map(|m| m.sub_path.as_mut())) {
+            if text.contains('\0') {
+                *text = text.replace(POD_IPS, &all).replace(POD_IP, &first);
+            }
+        }
+        new
+    }
 }
 
 /// One resolved environment variable.
@@ -185,6 +246,22 @@ pub struct Capabilities {
     /// Pods live in this process and are gone with it. After a restart the agent hands them to
     /// [`restore_pod`](super::Provider::restore_pod).
     pub volatile: bool,
+    /// What becomes of the files of volumes.
+    pub volume_files: VolumeFiles,
+    /// What of a pod's fields it can do.
+    pub pod: PodFeatures,
+}
+
+/// What a provider does with the content of volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumeFiles {
+    /// Nothing. That what a volume names exists is checked, but no content is handed over and no token made.
+    #[default]
+    Ignored,
+    /// They are put into place when the pod is made.
+    AtStart,
+    /// And replaced when they change: [`update_volumes`](super::Provider::update_volumes) is called.
+    Live,
 }
 
 /// Which log lines are wanted. Kubernetes: `PodLogOptions`.

@@ -33,8 +33,9 @@ use tokio::runtime::Handle;
 
 use super::registry::Factory;
 use super::{
-    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage,
+    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeatures,
     PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result, SessionIo, Usage,
+    VolumeFiles,
 };
 use crate::api::{MockConfig, ProviderSpec};
 use engine::{Engine, guard};
@@ -131,6 +132,9 @@ impl Provider for MockProvider {
             notifies: true,
             events: false,
             volatile: true,
+            volume_files: VolumeFiles::Ignored,
+            // It runs nothing, so there is nothing that it could not do.
+            pod: PodFeatures::ALL,
         }
     }
 

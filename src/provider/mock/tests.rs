@@ -29,7 +29,7 @@ fn pod(uid: &str, spec: serde_json::Value, annotations: serde_json::Value) -> Re
         "metadata": {"name": uid, "namespace": "d", "uid": uid, "annotations": annotations},
         "spec": spec,
     });
-    ResolvedPod { pod: Arc::new(serde_json::from_value(pod).unwrap()), containers: Default::default() }
+    ResolvedPod { pod: Arc::new(serde_json::from_value(pod).unwrap()), ..ResolvedPod::default() }
 }
 
 #[tokio::test(start_paused = true)]
