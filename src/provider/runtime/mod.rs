@@ -8,6 +8,7 @@
 
 pub mod engine;
 pub(crate) mod files;
+pub(crate) mod machine;
 pub(crate) mod record;
 
 pub use engine::{
