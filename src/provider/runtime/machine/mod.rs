@@ -69,11 +69,12 @@ pub(crate) enum Input {
         exit: Exit,
         message: Option<String>,
     },
+    /// An answer to a probe; `None` when it could not be asked, which proves nothing.
     Probed {
         c: usize,
         attempt: u32,
         kind: ProbeKind,
-        good: bool,
+        good: Option<bool>,
         message: String,
     },
     /// The hook has ended; the error is for users.

@@ -216,7 +216,6 @@ impl Probing {
 
     /// Takes an answer; `Some` when enough of a kind came in a row.
     pub fn answered(&mut self, good: bool, now: Timestamp) -> Option<bool> {
-        self.in_flight = false;
         self.next = self.next.max(now);
         self.row = if self.good == Some(good) { self.row.saturating_add(1) } else { 1 };
         self.good = Some(good);
@@ -299,6 +298,15 @@ impl Stage {
 }
 
 impl PodState {
+    /// Without what is not kept on disk.
+    pub fn durable(&self) -> Self {
+        let mut state = self.clone();
+        for run in &mut state.containers {
+            run.probes = Probes::default();
+        }
+        state
+    }
+
     /// A pod that is accepted at `now`.
     pub fn new<'a>(containers: impl Iterator<Item = &'a ContainerPlan>, now: Timestamp) -> Self {
         Self {

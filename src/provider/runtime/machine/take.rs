@@ -223,8 +223,10 @@ impl Machine {
         (run.started, run.ready, run.ending, run.probes) = (false, false, None, Probes::default());
     }
 
-    fn probed(&mut self, c: usize, kind: ProbeKind, good: bool, message: &str, now: Timestamp, out: &mut Vec<Action>) {
+    fn probed(&mut self, c: usize, kind: ProbeKind, good: Option<bool>, message: &str, now: Timestamp, out: &mut Vec<Action>) {
         let Some(probing) = self.state.containers[c].probes.get_mut(kind) else { return };
+        probing.in_flight = false;
+        let Some(good) = good else { return };
         let outcome = probing.answered(good, now);
         let grace = probing.plan.grace;
         if !good {
