@@ -14,12 +14,14 @@
 //! | [`registry`] | from a VirtualNode's `spec.provider` to a running provider |
 //! | [`conformance`] | the checks that every provider must pass |
 //! | [`mock`] | the simulator |
+//! | [`process`] | pods as processes of this machine |
 //! | [`runtime`] | the pod life-cycle for engines that only start and stop containers |
 
 pub mod conformance;
 pub mod error;
 pub mod features;
 pub mod mock;
+pub mod process;
 pub mod registry;
 pub mod runtime;
 pub mod types;

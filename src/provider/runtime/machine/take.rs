@@ -223,7 +223,15 @@ impl Machine {
         (run.started, run.ready, run.ending, run.probes) = (false, false, None, Probes::default());
     }
 
-    fn probed(&mut self, c: usize, kind: ProbeKind, good: Option<bool>, message: &str, now: Timestamp, out: &mut Vec<Action>) {
+    fn probed(
+        &mut self,
+        c: usize,
+        kind: ProbeKind,
+        good: Option<bool>,
+        message: &str,
+        now: Timestamp,
+        out: &mut Vec<Action>,
+    ) {
         let Some(probing) = self.state.containers[c].probes.get_mut(kind) else { return };
         probing.in_flight = false;
         let Some(good) = good else { return };
