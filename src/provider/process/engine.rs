@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client;
 use super::files::{self, guard, unavailable};
-use super::layout::{self, EXIT, RUN, RUNNING, Run, Running, SANDBOX, SandboxFile};
+use super::layout::{self, EXIT, RUN, RUNNING, Running, SANDBOX, SandboxFile};
 use super::users::Users;
 use super::wire::{Reply, Request};
 use super::{logs, proc};

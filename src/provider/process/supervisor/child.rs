@@ -149,7 +149,7 @@ impl Terminal {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self(AsyncFd::new(File::from(fd))?))
+        Ok(Self(AsyncFd::register(File::from(fd))?))
     }
 }
 

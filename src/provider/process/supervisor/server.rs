@@ -23,7 +23,7 @@ const CONNECTIONS: usize = 256;
 const MAX_ERROR: u64 = 4096;
 
 pub(super) async fn serve(listener: UnixListener, shared: Rc<Shared>) {
-    let places = Rc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
