@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::process::Stdio;
 
-use crate::support::{Bed, eventually, pod};
+use crate::support::{Bed, eventually, has_condition, pod};
 
 #[test]
 fn a_pod_runs_and_its_logs_can_be_read() {
@@ -146,4 +146,80 @@ fn the_node_answers_for_its_pods() {
         metrics.contains(&format!("pod=\"{name}\"")) && metrics.contains("node_memory_working_set_bytes"),
         "{metrics}"
     );
+}
+
+#[test]
+fn describe_says_which_volume_a_pod_waits_for() {
+    let bed = Bed::new();
+    let (node, name, missing) = (bed.name("vol"), bed.name("mounts"), bed.name("files"));
+    bed.ready_node(&node, "");
+    let volume = format!("\nspec:\n  volumes: [{{name: cfg, configMap: {{name: {missing}}}}}]");
+    bed.apply(&pod(&name, &node, "").replace("\nspec:", &volume));
+    let words = format!("MountVolume.SetUp failed for volume \"cfg\" : configmap \"{missing}\" not found");
+    eventually("describe says so", || {
+        bed.kubectl(&format!("describe pod {name}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .contains(&words)
+            .then_some(())
+    });
+    let pod = bed.get(&format!("pod/{name}")).expect("the pod");
+    assert_eq!(pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
+    bed.kubectl(&format!("create configmap {missing} --from-literal=A=b"));
+    bed.wait_phase(&name, "Running");
+    bed.kubectl(&format!("delete configmap {missing}"));
+}
+
+#[test]
+fn a_pod_bound_by_hand_to_a_full_node_is_rejected_in_kubelets_words() {
+    let bed = Bed::new();
+    let (node, first, second) = (bed.name("full"), bed.name("first"), bed.name("second"));
+    bed.ready_node(&node, "  capacity: {pods: 1}\n");
+    let bound = |name: &str| pod(name, &node, "").replace("\nspec:", &format!("\nspec:\n  nodeName: {node}"));
+    bed.apply(&bound(&first));
+    bed.wait_phase(&first, "Running");
+    bed.apply(&bound(&second));
+    bed.wait_phase(&second, "Failed");
+    let status = bed.get(&format!("pod/{second}")).expect("the pod")["status"].clone();
+    assert_eq!(status["reason"], "OutOfpods");
+    let words = "Node didn't have enough resource: pods, requested: 1, used: 1, capacity: 1";
+    assert_eq!(status["message"], format!("Pod was rejected: {words}"));
+    eventually("the event says so", || bed.kubectl(&format!("describe pod {second}")).contains(words).then_some(()));
+    let other = bed.name("other");
+    bed.kubectl(&format!("delete pod {first} {second} --wait=true"));
+    bed.apply(&bound(&other).replace("nodeSelector: {", "nodeSelector: {zone: nowhere, "));
+    bed.wait_phase(&other, "Failed");
+    assert_eq!(bed.get(&format!("pod/{other}")).expect("the pod")["status"]["reason"], "NodeAffinity");
+}
+
+#[test]
+fn pods_of_daemon_sets_stay_pending_with_the_reason_where_they_are_ignored() {
+    let bed = Bed::new();
+    let (node, name) = (bed.name("agents"), bed.name("proxy"));
+    bed.ready_node(&node, "  daemonSetPods: Ignore\n");
+    bed.apply(&format!(
+        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: {name}}}\nspec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  \
+         template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+         nodeSelector: {{kubernetes.io/hostname: {node}}}\n      \
+         tolerations: [{{operator: Exists}}]\n      containers: [{{name: main, image: example/app:1}}]\n"
+    ));
+    let pod = eventually("it says why", || {
+        let pods = bed.get(&format!("pods -l app={name}"))?;
+        let pod = pods["items"].as_array()?.first()?.clone();
+        (pod["status"]["reason"] == "DaemonSetPodsIgnored").then_some(pod)
+    });
+    assert_eq!(pod["status"]["phase"], "Pending");
+    assert!(has_condition(&pod, "Ready", "False", "DaemonSetPodsIgnored"), "{pod:#}");
+    let uid = pod["metadata"]["uid"].clone();
+    let (group, patch) = ("merge", r#"{"spec":{"daemonSetPods":"Run"}}"#);
+    bed.kubectl(&format!("patch vn {node} --type {group} -p {patch}"));
+    let running = eventually("it runs", || {
+        let pods = bed.get(&format!("pods -l app={name}"))?;
+        pods["items"].as_array()?.iter().find(|p| p["status"]["phase"] == "Running").cloned()
+    });
+    assert_eq!(running["metadata"]["uid"], uid, "the same pod, not another one");
+    let able = bed.get(&format!("vn/{node}")).expect("the node")["status"]["provider"]["capabilities"].clone();
+    assert!(able.as_array().is_some_and(|a| a.iter().any(|w| w == "logs")), "{able}");
+    bed.kubectl(&format!("delete daemonset {name}"));
 }

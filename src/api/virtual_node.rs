@@ -86,6 +86,33 @@ pub struct VirtualNodeSpec {
     /// What happens to the node's pods when the VirtualNode is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// `Run` the pods of DaemonSets, or `Ignore` them: they stay Pending and say why. When left out, the
+    /// simulator runs them and every other provider ignores them, being no machine for node agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemon_set_pods: Option<DaemonSetPods>,
+    /// What becomes of a pod with a field that the provider cannot do: `Warn` tells it in an event and runs it
+    /// without, `Reject` fails it.
+    #[serde(default)]
+    pub unsupported_fields: UnsupportedFields,
+}
+
+/// What becomes of the pods of DaemonSets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum DaemonSetPods {
+    /// They stay Pending, with the reason in their status.
+    Ignore,
+    /// They run like any other pod.
+    Run,
+}
+
+/// What becomes of a pod with a field that the provider cannot do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum UnsupportedFields {
+    /// An event `UnsupportedField` names the fields; the pod runs without them.
+    #[default]
+    Warn,
+    /// The pod fails with reason `UnsupportedField`.
+    Reject,
 }
 
 /// Names a Secret in the operator's namespace.
@@ -184,6 +211,9 @@ pub struct ProviderStatus {
     /// The version of the service behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// What it can do, in words. docs/pod-support.md explains them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
 }
 
 /// How many pods are on the node, by phase.

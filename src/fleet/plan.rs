@@ -61,6 +61,8 @@ pub struct Known<'a> {
     pub endpoint: Option<&'a Endpoint>,
     /// The pods of the node.
     pub pods: PodCounts,
+    /// What the provider can do, in words; empty while there is none.
+    pub capabilities: Vec<String>,
     /// This replica.
     pub shard: &'a str,
 }
@@ -91,7 +93,7 @@ pub fn status(known: &Known<'_>, now: Timestamp) -> VirtualNodeStatus {
         reason: blocked.map(|p| p.reason.to_owned()),
         node_name: known.registered.then(|| vn.metadata.name.clone()).flatten(),
         kubelet: known.endpoint.map(kubelet).or(before.kubelet),
-        provider: known.description.map(|d| ProviderStatus { version: d.version.clone() }).or(before.provider),
+        provider: provider(known, before.provider),
         capacity: match known.description {
             Some(description) => crate::node::render::capacity(vn, Some(description)),
             None => before.capacity,
@@ -99,6 +101,18 @@ pub fn status(known: &Known<'_>, now: Timestamp) -> VirtualNodeStatus {
         pods: Some(known.pods),
         shard: Some(known.shard.to_owned()),
     }
+}
+
+/// What is known of the provider; what was known before where it has not said it yet.
+fn provider(known: &Known<'_>, before: Option<ProviderStatus>) -> Option<ProviderStatus> {
+    let mut status = before.unwrap_or_default();
+    if let Some(description) = known.description {
+        status.version = description.version.clone();
+    }
+    if !known.capabilities.is_empty() {
+        status.capabilities = known.capabilities.clone();
+    }
+    (status != ProviderStatus::default()).then_some(status)
 }
 
 fn kubelet(endpoint: &Endpoint) -> KubeletStatus {
@@ -193,6 +207,7 @@ mod tests {
             registered: true,
             endpoint,
             pods: PodCounts::default(),
+            capabilities: vec!["logs".into()],
             shard: "me",
         }
     }

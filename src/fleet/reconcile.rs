@@ -16,11 +16,12 @@ use super::agent::{Agent, Problems};
 use super::plan::{self, Known, Problem};
 use super::register::Failed;
 use super::{Fleet, credentials, is_conflict, is_not_found, within};
-use crate::api::{VirtualNode, conditions, names};
+use crate::api::virtual_node::{DaemonSetPods, UnsupportedFields};
+use crate::api::{ProviderType, VirtualNode, conditions, names};
 use crate::cluster::merge;
 use crate::cluster::queue::Outcome;
-use crate::node::render::Endpoint;
-use crate::pod::NodeHandle;
+use crate::node::render::{self, Endpoint};
+use crate::pod::{NodeFacts, NodeHandle, support};
 use crate::provider::{ProviderContext, registry};
 
 /// A step, with what goes wrong in it contained: one agent's failure is one agent's.
@@ -135,7 +136,7 @@ impl Fleet {
         // A node that has never been is not shown before its provider has said what it has.
         if description.is_some() || known || self.nodes.get(&agent.name).is_some() {
             match self.ensure_node(vn, agent, description.as_deref(), &endpoint).await {
-                Ok(()) => self.run_pods(agent, &endpoint),
+                Ok(()) => self.run_pods(vn, agent, &endpoint),
                 Err(Failed::Problem(problem)) => problems.accepted = Some(problem),
                 Err(Failed::Api(error)) => return Err(error),
             }
@@ -254,20 +255,50 @@ impl Fleet {
     }
 
     /// Lets the pod controller run the node's pods.
-    fn run_pods(&self, agent: &Agent, endpoint: &Endpoint) {
+    fn run_pods(&self, vn: &VirtualNode, agent: &Agent, endpoint: &Endpoint) {
         let Some(provider) = agent.current_provider() else { return };
+        let facts = Arc::new(self.facts(vn, agent));
         let reached = {
             let mut state = agent.state();
-            if state.runs_pods || state.node_uid.is_none() {
+            if state.runs_pods {
+                drop(state);
+                return self.pods.set_facts(&agent.name, facts);
+            }
+            if state.node_uid.is_none() {
                 return;
             }
             state.runs_pods = true;
             state.reached == plan::Reached::Yes
         };
-        let handle = NodeHandle { name: agent.name.clone(), uid: agent.uid.clone(), provider, host_ip: endpoint.ip };
+        let handle =
+            NodeHandle { name: agent.name.clone(), uid: agent.uid.clone(), provider, host_ip: endpoint.ip, facts };
         self.pods.add_node(handle);
         if !reached {
             self.pods.set_reachable(&agent.name, false);
+        }
+    }
+
+    /// What decides which pods the node takes: its Node as it is now, others' labels and taints included.
+    fn facts(&self, vn: &VirtualNode, agent: &Agent) -> NodeFacts {
+        let live = self.nodes.get(&agent.name);
+        let description = agent.state().description.clone();
+        let mut allocatable = render::capacity(vn, description.as_deref());
+        allocatable.extend(vn.spec.allocatable.clone());
+        if description.is_none() {
+            // What the provider has is not known yet, and the defaults must not turn pods away.
+            allocatable.clear();
+        }
+        let marks = render::marks(vn, description.as_deref());
+        let operating_system = marks.labels.get("kubernetes.io/os").cloned().unwrap_or_default();
+        let by_default = vn.spec.provider.kind == ProviderType::Mock;
+        NodeFacts {
+            provider: vn.spec.provider.kind.as_str().into(),
+            allocatable,
+            labels: live.as_ref().map_or(marks.labels, |l| l.labels.clone()),
+            taints: live.as_ref().map_or(marks.taints, |l| l.taints.clone()),
+            operating_system,
+            daemon_set_pods: vn.spec.daemon_set_pods.map_or(by_default, |d| d == DaemonSetPods::Run),
+            reject_unsupported: vn.spec.unsupported_fields == UnsupportedFields::Reject,
         }
     }
 
@@ -289,6 +320,7 @@ impl Fleet {
                 registered: state.node_uid.is_some(),
                 endpoint: state.endpoint.as_ref(),
                 pods,
+                capabilities: agent.current_provider().map(|p| support::words(&p.capabilities())).unwrap_or_default(),
                 shard: &self.config.identity,
             };
             (plan::status(&known, Timestamp::now()), state.counts_written)

@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use rand::Rng as _;
 
-use super::cache::{NodeState, guard};
+use super::cache::guard;
+use super::node::NodeState;
 use super::plan::AtProvider;
 use super::run::Place;
 use super::{Key, PodController, write};
@@ -34,11 +35,11 @@ impl PodController {
         }
         let asked = self.cache.moment();
         let provider = node.provider();
-        let listed = match self.call(node, place, provider.list_pods()).await {
+        let listed = match self.call(node, place, &node.reads, provider.list_pods()).await {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::debug!(node = %node.name, %error, "the provider could not list its pods; tried again");
-                return retry(&error);
+                return self.after_outage(&node.reads, Key::Node(node.name.clone()), &error);
             }
         };
         let first = !node.adopted();
@@ -88,7 +89,7 @@ impl PodController {
             Err(_) => return Outcome::Retry,
         }
         let provider = node.provider();
-        match self.call(node, place, provider.remove_pod(pod)).await {
+        match self.call(node, place, &node.writes, provider.remove_pod(pod)).await {
             Ok(()) => {
                 tracing::info!(node = %node.name, %pod, uid = %pod.uid, "removed a pod at the provider that the cluster does not know");
                 Outcome::Done
@@ -106,12 +107,15 @@ impl PodController {
         let left = std::sync::atomic::AtomicUsize::new(0);
         let clear = async {
             let mut place = Place::none();
-            let Ok(pods) = self.call(node, &mut place, provider.list_pods()).await else { return };
+            let Ok(pods) = self.call(node, &mut place, &node.reads, provider.list_pods()).await else { return };
             left.store(pods.len(), std::sync::atomic::Ordering::Relaxed);
-            let calls = futures::stream::iter(pods).map(|observation| {
-                let provider = provider.clone();
-                async move { self.call(node, &mut Place::none(), provider.remove_pod(&observation.pod)).await }
-            });
+            let calls =
+                futures::stream::iter(pods).map(|observation| {
+                    let provider = provider.clone();
+                    async move {
+                        self.call(node, &mut Place::none(), &node.writes, provider.remove_pod(&observation.pod)).await
+                    }
+                });
             let mut calls = std::pin::pin!(calls.buffer_unordered(self.config.per_node_calls.max(1)));
             while let Some(result) = calls.next().await {
                 if result.is_ok() {

@@ -3,110 +3,42 @@
 //! One map of nodes, one of pods; each pod's record is behind a lock of its own that is never held over an
 //! await. Pods of nodes that are not ours are not kept.
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::Semaphore;
 
 use super::NodeHandle;
+use super::admission::{self, Requests};
+use super::node::NodeState;
 use super::plan::AtProvider;
+use super::resolve::Obstacle;
+use super::status::Resize;
 use crate::api::virtual_node::PodCounts;
-use crate::provider::{PodObservation, PodRef, Provider};
+use crate::provider::{PodObservation, PodRef};
 
 pub(crate) fn guard<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     // Records are replaced field by field with values made beforehand, so a panic leaves them sound.
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A node of ours.
-pub(crate) struct NodeState {
-    pub name: Arc<str>,
-    pub uid: Arc<str>,
-    provider: RwLock<Arc<dyn Provider>>,
-    host_ip: RwLock<IpAddr>,
-    reachable: AtomicBool,
-    /// The provider's pods have been compared with the cluster's once, so that "not there" is knowledge.
-    adopted: AtomicBool,
-    removed: AtomicBool,
-    pub calls: Arc<Semaphore>,
-    /// Pods that wait for one of `calls`.
-    parked: Mutex<HashSet<super::Key>>,
-}
-
-impl NodeState {
-    fn new(handle: NodeHandle, calls: usize) -> Self {
-        Self {
-            name: handle.name,
-            uid: handle.uid,
-            provider: RwLock::new(handle.provider),
-            host_ip: RwLock::new(handle.host_ip),
-            reachable: AtomicBool::new(true),
-            adopted: AtomicBool::new(false),
-            removed: AtomicBool::new(false),
-            calls: Arc::new(Semaphore::new(calls.max(1))),
-            parked: Mutex::default(),
-        }
-    }
-
-    pub fn provider(&self) -> Arc<dyn Provider> {
-        self.provider.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub fn set_provider(&self, provider: Arc<dyn Provider>) {
-        *self.provider.write().unwrap_or_else(PoisonError::into_inner) = provider;
-    }
-
-    pub fn host_ip(&self) -> IpAddr {
-        *self.host_ip.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True when it was another one.
-    pub fn set_host_ip(&self, ip: IpAddr) -> bool {
-        std::mem::replace(&mut *self.host_ip.write().unwrap_or_else(PoisonError::into_inner), ip) != ip
-    }
-
-    pub fn reachable(&self) -> bool {
-        self.reachable.load(Ordering::Acquire)
-    }
-
-    /// True when that is new.
-    pub fn set_reachable(&self, reachable: bool) -> bool {
-        self.reachable.swap(reachable, Ordering::AcqRel) != reachable
-    }
-
-    pub fn adopted(&self) -> bool {
-        self.adopted.load(Ordering::Acquire)
-    }
-
-    /// True when it was not before.
-    pub fn set_adopted(&self) -> bool {
-        !self.adopted.swap(true, Ordering::AcqRel)
-    }
-
-    pub fn removed(&self) -> bool {
-        self.removed.load(Ordering::Acquire)
-    }
-
-    pub fn park(&self, key: super::Key) {
-        guard(&self.parked).insert(key);
-    }
-
-    /// One key that waits for a call.
-    pub fn unpark(&self) -> Option<super::Key> {
-        let mut parked = guard(&self.parked);
-        let key = parked.iter().next().cloned()?;
-        parked.take(&key)
-    }
-}
-
 /// Why a pod does not run yet, as its status tells.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Trouble {
-    pub reason: &'static str,
-    pub message: String,
+pub(crate) enum Trouble {
+    /// Something that it needs is not there.
+    Obstacle(Obstacle),
+    /// The provider did not take it: the error.
+    Provider(String),
+}
+
+/// What the provider was last given, to tell what has changed since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Digest of each volume with files.
+    pub volumes: BTreeMap<String, [u8; 32]>,
+    /// Hash of environments, commands, arguments and mounts.
+    pub containers: u64,
 }
 
 /// What is known of one pod.
@@ -126,7 +58,23 @@ pub(crate) struct Record {
     /// A final refusal by the provider: reason and message.
     pub refused: Option<(String, String)>,
     /// Why it could not be created yet.
-    pub trouble: Option<Trouble>,
+    pub trouble: Option<(Trouble, tokio::time::Instant)>,
+    /// Something that its files are made from has changed.
+    pub stale: bool,
+    /// What the provider was last given beside the pod itself.
+    pub given: Option<Given>,
+    /// The node has room for it.
+    pub admitted: bool,
+    /// What it takes of the node.
+    pub requests: Arc<Requests>,
+    /// It was told which of its fields the provider cannot do.
+    pub warned: bool,
+    /// The resources that the provider was given when it cannot change them: what a resize is measured by.
+    pub resources: Option<u64>,
+    /// Whether the provider follows a change of them.
+    pub resize: Resize,
+    /// A change of the pod that the provider could not be given yet.
+    pub owed: bool,
     /// The provider has had it since this process started.
     pub seen: bool,
     /// The API server was told to delete it for good.
@@ -194,6 +142,15 @@ impl Record {
     fn new(pod: Arc<Pod>) -> Self {
         Self {
             reference: PodRef::of(&pod),
+            stale: false,
+            given: None,
+            // What ran before this process started was admitted then.
+            admitted: pod.status.as_ref().is_some_and(|s| s.start_time.is_some()),
+            requests: Arc::new(admission::requests(&pod)),
+            warned: false,
+            resources: None,
+            resize: Resize::Unknown,
+            owed: false,
             pod,
             gone: false,
             at_provider: AtProvider::Unknown,
@@ -228,6 +185,10 @@ impl Record {
     }
 }
 
+fn is_terminal(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(super::status::is_terminal)
+}
+
 fn count(counts: &mut PodCounts, what: Counted, up: bool) {
     let step = |n: &mut u32| *n = if up { n.saturating_add(1) } else { n.saturating_sub(1) };
     match what {
@@ -257,6 +218,7 @@ impl Cache {
         {
             entry.state.set_provider(handle.provider);
             entry.state.set_host_ip(handle.host_ip);
+            entry.state.set_facts(handle.facts);
             return;
         }
         let listing = index.foreign.remove(&name).then(HashSet::new);
@@ -324,6 +286,30 @@ impl Cache {
         node.uids.iter().filter_map(live).collect()
     }
 
+    /// What the pods of the node take that are admitted and not over, and how many they are; without one of them.
+    pub fn used(&self, node: &str, except: &str) -> (Requests, usize) {
+        let index = self.read();
+        let (mut sum, mut pods) = (Requests::default(), 0);
+        let Some(node) = index.nodes.get(node) else { return (sum, pods) };
+        for uid in node.uids.iter().filter(|u| &***u != except) {
+            let Some(entry) = index.pods.get(uid) else { continue };
+            let record = guard(&entry.record);
+            if record.gone || !record.admitted || record.refused.is_some() || is_terminal(&record.pod) {
+                continue;
+            }
+            pods += 1;
+            for (name, amount) in &record.requests.amounts {
+                let slot = match sum.amounts.get_mut(name) {
+                    Some(slot) => slot,
+                    None => sum.amounts.entry(name.clone()).or_default(),
+                };
+                *slot = slot.saturating_add(*amount);
+            }
+            sum.ports.extend(record.requests.ports.iter().cloned());
+        }
+        (sum, pods)
+    }
+
     pub fn find(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let index = self.read();
         index.nodes.get(node)?.uids.iter().find_map(|uid| {
@@ -369,6 +355,9 @@ impl Cache {
                 record.written = None;
             }
             let uid = record.reference.uid.clone();
+            if pod.metadata.generation != record.pod.metadata.generation {
+                record.requests = Arc::new(admission::requests(&pod));
+            }
             record.pod = Arc::new(pod);
             let counts = index.recount(&name, &mut record, false);
             Applied::Changed { uid, node: name, counts }

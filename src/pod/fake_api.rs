@@ -24,6 +24,10 @@ struct State {
     writes: Vec<String>,
     events: Vec<(String, String)>,
     down: bool,
+    refusing_writes: bool,
+    /// Paths of tokens that were asked for.
+    tokens: Vec<String>,
+    token_seconds: u64,
 }
 
 #[derive(Clone, Default)]
@@ -75,8 +79,34 @@ impl FakeApi {
         Some(self.pod(name)?["status"]["phase"].as_str().unwrap_or("").to_owned())
     }
 
-    pub fn add_object(&self, path: &str, object: Value) {
-        self.0.lock().unwrap().objects.insert(path.to_owned(), object);
+    /// Creates or replaces an object.
+    pub fn add_object(&self, path: &str, mut object: Value) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        state.objects.insert(path.to_owned(), object);
+    }
+
+    /// While true, no status is taken.
+    pub fn set_refusing_writes(&self, refusing: bool) {
+        self.0.lock().unwrap().refusing_writes = refusing;
+    }
+
+    /// Tokens are good for so long; their text is their number.
+    pub fn set_token_seconds(&self, seconds: u64) {
+        self.0.lock().unwrap().token_seconds = seconds;
+    }
+
+    pub fn tokens(&self) -> Vec<String> {
+        self.0.lock().unwrap().tokens.clone()
+    }
+
+    pub fn events(&self) -> Vec<(String, String)> {
+        self.0.lock().unwrap().events.clone()
+    }
+
+    pub fn remove_object(&self, path: &str) {
+        self.0.lock().unwrap().objects.remove(path);
     }
 
     pub fn set_down(&self, down: bool) {
@@ -121,6 +151,27 @@ impl FakeApi {
                     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}, "items": items}),
                 )
             }
+            (&Method::GET, ["api", "v1", "services"]) if query.contains("watch=") => {
+                Response::new(StreamBody::new(futures::stream::pending()).boxed_unsync())
+            }
+            (&Method::GET, ["api", "v1", "services"]) => {
+                let state = self.0.lock().unwrap();
+                let items: Vec<_> =
+                    state.objects.iter().filter(|(p, _)| p.contains("/services/")).map(|(_, o)| o.clone()).collect();
+                ok(
+                    json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+                )
+            }
+            (&Method::POST, [.., "serviceaccounts", _, "token"]) => {
+                let mut state = self.0.lock().unwrap();
+                state.tokens.push(parts.uri.path().to_owned());
+                let seconds = if state.token_seconds == 0 { 3600 } else { state.token_seconds };
+                let mut answer: Value = serde_json::from_slice(&body).unwrap();
+                let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(seconds);
+                answer["spec"]["expirationSeconds"] = json!(seconds);
+                answer["status"] = json!({"token": format!("token-{}", state.tokens.len()), "expirationTimestamp": expires.to_string()});
+                ok(answer)
+            }
             (&Method::POST, [.., "events"]) => {
                 let event: Value = serde_json::from_slice(&body).unwrap();
                 let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
@@ -137,6 +188,9 @@ impl FakeApi {
             (&Method::PATCH, ["api", "v1", "namespaces", ns, "pods", name, "status"]) => {
                 let patch: Value = serde_json::from_slice(&body).unwrap();
                 let mut state = self.0.lock().unwrap();
+                if state.refusing_writes {
+                    return status(503, "ServiceUnavailable");
+                }
                 state.writes.push(format!("status {name} {}", patch["status"]["phase"].as_str().unwrap_or("-")));
                 let key = ((*ns).to_owned(), (*name).to_owned());
                 let Some(mut pod) = state.pods.get(&key).cloned() else { return status(404, "NotFound") };
@@ -228,6 +282,10 @@ fn merge(to: &mut Value, patch: &Value) {
             ("conditions", Value::Array(new)) => {
                 let mut all = to["conditions"].as_array().cloned().unwrap_or_default();
                 for condition in new {
+                    if condition["$patch"] == "delete" {
+                        all.retain(|c| c["type"] != condition["type"]);
+                        continue;
+                    }
                     match all.iter_mut().find(|c| c["type"] == condition["type"]) {
                         Some(slot) => *slot = condition.clone(),
                         None => all.push(condition.clone()),

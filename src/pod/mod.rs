@@ -11,25 +11,51 @@
 //! |---|---|
 //! | [`watch`] | one watch of the bound pods for the whole fleet |
 //! | [`cache`] | what is known of each pod, by node and uid |
+//! | [`node`] | one node of ours |
 //! | [`plan`] | pure: from what is known to the next step |
+//! | [`run`] | hands out the steps; [`steps`] call providers, [`story`] tells the API server, [`adopt`] compares |
+//! | [`admission`] | pure: whether a node takes a pod |
+//! | [`support`] | pure: what of a pod its provider cannot do |
 //! | [`status`] | pure: from an observation to `status` |
-//! | [`environment`] | environment variables, command and arguments, resolved |
-//! | [`run`] | performs the steps |
+//! | [`resolve`] | from a pod to all that its provider needs: [`environment`], [`volumes`], [`pull`] |
+//! | [`objects`], [`services`] | what that is read from |
+//! | [`feed`] | changes of it reach running pods |
+//! | [`outage`] | what waits for somebody to answer again |
 //!
 //! A pod is one key of one queue. Only one step of a pod is under way at any time, so a status never
 //! overtakes an older one. A node's calls to its provider are bounded in number and time, and a call that
 //! is slow gives its worker's place back: a hanging provider delays nobody else's pods.
 
+mod admission;
 mod adopt;
 pub mod cache;
-pub mod environment;
+mod environment;
+mod facts;
 #[cfg(test)]
 mod fake_api;
+mod feed;
+mod node;
+mod objects;
+mod outage;
 pub mod plan;
+mod pull;
+mod quantity;
+#[cfg(test)]
+mod refusal_tests;
+mod resolve;
 mod run;
 #[cfg(test)]
 mod run_tests;
+mod services;
 pub mod status;
+mod steps;
+mod story;
+pub mod support;
+#[cfg(test)]
+mod test_world;
+#[cfg(test)]
+mod volume_tests;
+mod volumes;
 mod watch;
 mod write;
 
@@ -46,6 +72,10 @@ use crate::cluster::events::EventWriter;
 use crate::cluster::queue::{Backoff, WorkQueue};
 use crate::provider::{PodEvent, PodNotifier, PodObservation, Provider};
 use cache::Cache;
+pub use facts::NodeFacts;
+use feed::Feed;
+use outage::Outage;
+use resolve::Sources;
 
 /// How the pod controller works.
 #[derive(Clone)]
@@ -91,6 +121,8 @@ pub struct NodeHandle {
     pub provider: Arc<dyn Provider>,
     /// `status.hostIP` of the pods, unless the provider knows better.
     pub host_ip: IpAddr,
+    /// What decides which pods the node takes.
+    pub facts: Arc<NodeFacts>,
 }
 
 /// Runs the pods of every node of this process.
@@ -100,7 +132,10 @@ pub struct PodController {
     cache: Cache,
     queue: Arc<WorkQueue<Key>>,
     events: EventWriter,
-    objects: environment::ObjectCache,
+    sources: Arc<Sources>,
+    feed: Arc<Feed>,
+    /// What waits for the API server to answer again.
+    api: Outage<Key>,
     workers: Arc<Semaphore>,
     synced: watch_channel::Sender<bool>,
 }
@@ -121,7 +156,9 @@ impl PodController {
     pub fn new(client: kube::Client, config: PodConfig) -> Arc<Self> {
         Arc::new(Self {
             events: EventWriter::new(client.clone()),
-            objects: environment::ObjectCache::new(client.clone()),
+            sources: Arc::new(Sources::new(client.clone())),
+            feed: Arc::new(Feed::new()),
+            api: Outage::default(),
             queue: WorkQueue::new(config.backoff),
             workers: Arc::new(Semaphore::new(config.workers.max(1))),
             synced: watch_channel::Sender::new(false),
@@ -136,7 +173,15 @@ impl PodController {
         let watching = self.clone().watch(shutdown.clone());
         let working = self.clone().work(shutdown.clone());
         let events = self.events.run(shutdown.clone());
-        tokio::join!(watching, working, events);
+        let services = self.sources.services.run(self.client.clone(), shutdown.clone());
+        let controller = Arc::downgrade(&self);
+        let stale = move |uid: &Arc<str>| {
+            if let Some(controller) = controller.upgrade() {
+                controller.stale(uid);
+            }
+        };
+        let feeding = self.feed.run(self.sources.clone(), stale, shutdown.clone());
+        tokio::join!(watching, working, events, services, feeding);
     }
 
     /// Where the provider of a node tells of changes. May be made before [`add_node`](Self::add_node).
@@ -159,6 +204,15 @@ impl PodController {
         }
     }
 
+    /// Changes what decides which pods the node takes. Pods that it has keep running.
+    pub fn set_facts(&self, node: &str, facts: Arc<NodeFacts>) {
+        if let Some(node) = self.cache.node(node)
+            && node.set_facts(facts)
+        {
+            self.requeue(&node.name);
+        }
+    }
+
     /// Changes the `hostIP` of a node's pods.
     pub fn set_host_ip(&self, node: &str, host_ip: IpAddr) {
         if let Some(node) = self.cache.node(node)
@@ -174,15 +228,19 @@ impl PodController {
             && node.set_reachable(reachable)
             && reachable
         {
-            self.queue.forget(&Key::Node(node.name.clone()));
-            self.queue.add(Key::Node(node.name.clone()));
-            self.requeue(&node.name);
+            // Their back-offs were for the time of silence.
+            let pods = self.cache.uids(&node.name).into_iter().map(Key::Pod);
+            self.release(pods.chain([Key::Node(node.name.clone())]));
         }
     }
 
     /// Stops reconciling a node's pods. Whatever its provider still has of them is removed there, as far as
     /// that succeeds within `deadline`; returns how many pods could not be removed.
     pub async fn remove_node(&self, node: &str, deadline: Duration) -> usize {
+        for uid in self.cache.uids(node) {
+            self.feed.forget(&uid);
+            self.sources.tokens.forget(&uid);
+        }
         let Some(node) = self.cache.remove_node(node) else { return 0 };
         self.queue.forget(&Key::Node(node.name.clone()));
         self.clear_node(&node, deadline).await
@@ -212,6 +270,17 @@ impl PodController {
     pub async fn wait_synced(&self) {
         // Fails only when the sender is gone, which this controller owns.
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Something that a pod's files are made from has changed.
+    fn stale(&self, uid: &Arc<str>) {
+        match self.cache.entry(uid) {
+            Some(entry) => {
+                cache::guard(&entry.record).stale = true;
+                self.queue.add(Key::Pod(uid.clone()));
+            }
+            None => self.feed.forget(uid),
+        }
     }
 
     fn requeue(&self, node: &str) {

@@ -43,8 +43,10 @@ pub struct Observed {
     pub observed: bool,
     /// It was asked to stop with at most the grace period that now applies.
     pub stop_asked: bool,
-    /// The provider was given the pod as it is now.
+    /// The provider was given the pod as it is now, and all that it needs of others.
     pub up_to_date: bool,
+    /// It is not for this node to run: a static pod, or one of a DaemonSet where those are left alone.
+    pub held: bool,
     /// `metadata.deletionGracePeriodSeconds`
     pub grace: Duration,
 }
@@ -62,6 +64,8 @@ pub enum Step {
     Update,
     /// Ask the provider to stop it.
     Stop(Duration),
+    /// Say why it does not run here, and leave it.
+    Hold,
     /// Write what the provider says of it.
     WriteStatus,
     /// Its provider lost it: it has failed.
@@ -93,6 +97,7 @@ pub fn plan(o: &Observed) -> Step {
         (Absent, false) if o.seen => Step::Vanished,
         (Absent, false) if o.accepted && o.volatile => Step::Restore,
         (Absent, false) if o.accepted => Step::Vanished,
+        (Absent, false) if o.held => Step::Hold,
         (Absent, false) => Step::Create,
         (Present, true) if o.terminated => Step::Finish,
         (Present, true) if !o.stop_asked => Step::Stop(o.grace),
@@ -100,6 +105,17 @@ pub fn plan(o: &Observed) -> Step {
         (Present, _) if !o.observed => Step::Ask,
         (Present, _) => Step::WriteStatus,
     }
+}
+
+/// The hash of what a pod may use: resources of its containers and of the whole.
+pub fn resources_hash(pod: &Pod) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let spec = pod.spec.as_ref();
+    let containers = spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    let resources: Vec<_> = containers.map(|c| &c.resources).collect();
+    // Maps in order and plain values, which serialise the same way each time.
+    serde_json::to_vec(&(resources, spec.map(|s| &s.resources))).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The hash of what can change on a running pod and concerns its provider.
@@ -125,6 +141,9 @@ mod tests {
             ("nothing is done before the provider was asked", base, Step::Ask),
             ("a new pod is created", absent, Step::Create),
             ("a pod is not created when it is over", Observed { terminal: true, ..absent }, Step::WriteStatus),
+            ("a pod that is not for this node is left alone", Observed { held: true, ..absent }, Step::Hold),
+            ("but goes when it is deleted", Observed { held: true, deleting: true, ..absent }, Step::Delete),
+            ("and stays as it is when it runs already", Observed { held: true, ..present }, Step::WriteStatus),
             ("a refused pod is not tried again", Observed { refused: true, ..absent }, Step::WriteStatus),
             ("a pod the provider lost has failed", Observed { seen: true, ..absent }, Step::Vanished),
             ("also when a former process created it", Observed { accepted: true, ..absent }, Step::Vanished),

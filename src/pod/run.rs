@@ -1,4 +1,4 @@
-//! Performs the steps that [`plan`](super::plan) decides on.
+//! Hands the steps that [`plan`](super::plan) decides on to those that perform them.
 //!
 //! Each key that the queue hands out becomes a task, if its node has a call free; otherwise the key is
 //! parked at the node and comes back when one is. A task holds a worker's place while it runs, but gives
@@ -10,29 +10,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, ObjectReference, Pod, PodStatus};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission;
 use super::adopt::retry;
-use super::cache::{Entry, NodeState, Record, Trouble, guard};
-use super::environment::Resolver;
+use super::cache::{Entry, Record, guard};
+use super::facts::NodeFacts;
+use super::node::NodeState;
+use super::outage::Outage;
 use super::plan::{AtProvider, Observed, Step, hash, plan};
-use super::status::{self, Situation, Story, is_terminal};
-use super::write::{self, Written};
+use super::status::is_terminal;
 use super::{Key, PodController};
 use crate::cluster::queue::{Item, Outcome};
-use crate::provider::{EventType, PodEvent, PodRef, ProviderError, ResolvedPod, Result};
+use crate::provider::{ProviderError, Result};
 
 /// A provider call that takes longer does not hold a worker's place.
 const SLOW: Duration = Duration::from_millis(50);
 /// Steps taken in one go. Each step but the last changes what is known, so there are few.
 const MAX_STEPS: usize = 8;
 /// How long after its grace period a pod that has not ended is told again.
-const OVERDUE: Duration = Duration::from_secs(5);
+pub(super) const OVERDUE: Duration = Duration::from_secs(5);
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
 
@@ -44,7 +44,7 @@ pub(super) struct Place {
 
 impl Place {
     /// For work that is bounded by other means.
-    pub fn none() -> Self {
+    pub(super) fn none() -> Self {
         Self { workers: None, permit: None }
     }
 
@@ -137,11 +137,12 @@ impl PodController {
     }
 
     /// Calls a provider: within the deadline, without a worker's place while it takes its time, and with a
-    /// panic taken for an outage.
+    /// panic taken for an outage. An answer ends the waiting of what failed in calls of the same sort.
     pub(super) async fn call<T>(
         &self,
         node: &NodeState,
         place: &mut Place,
+        waiting: &Outage<Key>,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let deadline = self.config.call_deadline;
@@ -156,14 +157,35 @@ impl PodController {
                 answer
             }
         };
-        match answer {
+        let result = match answer {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => {
                 tracing::error!(node = %node.name, "the provider panicked");
                 Err(ProviderError::unavailable("the provider panicked"))
             }
             Err(_) => Err(ProviderError::unavailable(format!("no answer within {deadline:?}"))),
+        };
+        if !matches!(result, Err(ProviderError::Unavailable { .. })) {
+            self.release(waiting.answered());
         }
+        result
+    }
+
+    /// Tries again at once what waited for an answer.
+    pub(super) fn release(&self, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            self.queue.forget(&key);
+            self.queue.add(key);
+        }
+    }
+
+    /// When to try again after a provider's error: at its word, after the key's back-off, or as soon as the
+    /// provider answers anything.
+    pub(super) fn after_outage(&self, waiting: &Outage<Key>, key: Key, error: &ProviderError) -> Outcome {
+        if let ProviderError::Unavailable { retry_after: None, .. } = error {
+            waiting.failed(key);
+        }
+        retry(error)
     }
 
     async fn reconcile(&self, entry: &Entry, place: &mut Place) -> Outcome {
@@ -180,7 +202,7 @@ impl PodController {
                     return Outcome::Done;
                 }
                 (
-                    plan(&observed(&record, provider.capabilities().volatile)),
+                    plan(&observed(&record, provider.capabilities().volatile, &node.facts())),
                     record.reference.clone(),
                     record.pod.clone(),
                 )
@@ -191,6 +213,7 @@ impl PodController {
                 Step::Restore => self.create(entry, &pod, true, place).await,
                 Step::Update => self.update(entry, &pod, place).await,
                 Step::Stop(grace) => self.stop(entry, &pod, grace, place).await,
+                Step::Hold => Err(self.hold(entry, &pod).await),
                 Step::WriteStatus => Err(self.write(entry, &pod).await),
                 Step::Vanished => self.vanish(entry, &pod).await,
                 Step::Finish => self.finish(entry, &pod).await,
@@ -198,6 +221,8 @@ impl PodController {
                 Step::Purge => self.purge(entry, &reference, place).await,
                 Step::Forget => {
                     self.cache.forget(&reference.uid);
+                    self.feed.forget(&reference.uid);
+                    self.sources.tokens.forget(&reference.uid);
                     (self.config.on_counts)(&node.name);
                     Err(Outcome::Done)
                 }
@@ -208,306 +233,12 @@ impl PodController {
         }
         Outcome::Retry
     }
-
-    async fn ask(&self, entry: &Entry, pod: &PodRef, place: &mut Place) -> Next {
-        let asked = self.cache.moment();
-        let provider = entry.node.provider();
-        match self.call(&entry.node, place, provider.get_pod(pod)).await {
-            Ok(observation) => {
-                self.cache.observe(&entry.node.name, observation, Some(asked));
-                Ok(())
-            }
-            Err(ProviderError::NotFound(_)) => {
-                let mut record = guard(&entry.record);
-                if record.observed_at <= asked {
-                    record.at_provider = AtProvider::Absent;
-                    record.observation = None;
-                }
-                Ok(())
-            }
-            Err(error) => Err(retry(&error)),
-        }
-    }
-
-    async fn create(&self, entry: &Entry, pod: &Arc<Pod>, restore: bool, place: &mut Place) -> Next {
-        let node = &entry.node;
-        let resolver = Resolver { objects: &self.objects, pod, host_ip: node.host_ip() };
-        let containers = match resolver.resolve().await {
-            Ok((containers, remarks)) => {
-                for remark in remarks {
-                    self.tell(pod, true, &remark.reason, remark.message);
-                }
-                containers
-            }
-            // It ran before with what there was then; that something is missing now must not end it.
-            Err(_) if restore => Default::default(),
-            Err(remark) => {
-                self.tell(pod, true, &remark.reason, remark.message.clone());
-                return Err(self.held_up(entry, pod, "CreateContainerConfigError", remark.message).await);
-            }
-        };
-        let resolved = ResolvedPod { pod: pod.clone(), containers, ..ResolvedPod::default() };
-        let provider = node.provider();
-        let call = async {
-            match restore {
-                true => provider.restore_pod(&resolved).await,
-                false => provider.create_pod(&resolved).await,
-            }
-        };
-        match self.call(node, place, call).await {
-            Ok(()) => {
-                let mut record = guard(&entry.record);
-                record.at_provider = AtProvider::Present;
-                record.applied = Some(hash(pod));
-                record.trouble = None;
-                record.seen = true;
-                Ok(())
-            }
-            Err(error) if error.is_final() => {
-                let message = error.to_string();
-                self.tell(pod, true, "ProviderCreateFailed", message.clone());
-                guard(&entry.record).refused = Some((error.reason().to_owned(), message));
-                Ok(())
-            }
-            Err(error) => {
-                self.tell(pod, true, "ProviderCreateFailed", error.to_string());
-                // It may have taken effect all the same.
-                guard(&entry.record).at_provider = AtProvider::Unknown;
-                if restore {
-                    return Err(retry(&error));
-                }
-                match (self.held_up(entry, pod, "ProviderFailed", error.to_string()).await, retry(&error)) {
-                    (Outcome::Retry, wanted) => Err(wanted),
-                    (other, _) => Err(other),
-                }
-            }
-        }
-    }
-
-    /// Shows why the pod does not start. Always to be tried again.
-    async fn held_up(&self, entry: &Entry, pod: &Pod, reason: &'static str, message: String) -> Outcome {
-        let trouble = Trouble { reason, message };
-        guard(&entry.record).trouble = Some(trouble.clone());
-        match self.write_story(entry, pod, Story::Waiting(trouble.reason, &trouble.message)).await {
-            Outcome::Done => Outcome::Retry,
-            other => other,
-        }
-    }
-
-    async fn update(&self, entry: &Entry, pod: &Arc<Pod>, place: &mut Place) -> Next {
-        let node = &entry.node;
-        let resolver = Resolver { objects: &self.objects, pod, host_ip: node.host_ip() };
-        let containers = match resolver.resolve().await {
-            Ok((containers, _)) => containers,
-            Err(remark) => {
-                self.tell(pod, true, &remark.reason, remark.message);
-                return Err(Outcome::Retry);
-            }
-        };
-        let resolved = ResolvedPod { pod: pod.clone(), containers, ..ResolvedPod::default() };
-        let provider = node.provider();
-        match self.call(node, place, provider.update_pod(&resolved)).await {
-            Ok(()) => {}
-            Err(ProviderError::NotFound(_)) => {
-                guard(&entry.record).at_provider = AtProvider::Unknown;
-                return Ok(());
-            }
-            // What it refuses once it refuses again: the pod keeps running as it is.
-            Err(error) if error.is_final() => self.tell(pod, true, "ProviderUpdateFailed", error.to_string()),
-            Err(error) => {
-                self.tell(pod, true, "ProviderUpdateFailed", error.to_string());
-                return Err(retry(&error));
-            }
-        }
-        guard(&entry.record).applied = Some(hash(pod));
-        Ok(())
-    }
-
-    async fn stop(&self, entry: &Entry, pod: &Pod, grace: Duration, place: &mut Place) -> Next {
-        if self.events.is_idle() && !entry.node.provider().capabilities().events {
-            for container in pod.spec.iter().flat_map(|s| &s.containers) {
-                self.tell(pod, false, "Killing", format!("Stopping container {}", container.name));
-            }
-        }
-        let reference = PodRef::of(pod);
-        let provider = entry.node.provider();
-        match self.call(&entry.node, place, provider.stop_pod(&reference, grace)).await {
-            Ok(()) => {
-                guard(&entry.record).stop_by = Some(Instant::now() + grace);
-                Ok(())
-            }
-            Err(ProviderError::NotFound(_)) => {
-                guard(&entry.record).at_provider = AtProvider::Absent;
-                Ok(())
-            }
-            Err(error) => {
-                self.tell(pod, true, "ProviderDeleteFailed", error.to_string());
-                Err(retry(&error))
-            }
-        }
-    }
-
-    async fn write(&self, entry: &Entry, pod: &Pod) -> Outcome {
-        let (observation, refused, trouble, stop_by) = {
-            let record = guard(&entry.record);
-            (record.observation.clone(), record.refused.clone(), record.trouble.clone(), record.stop_by)
-        };
-        let outcome = match (&observation, &refused, &trouble) {
-            (_, Some((reason, message)), _) => self.write_story(entry, pod, Story::Refused(reason, message)).await,
-            (Some(observation), ..) => self.write_story(entry, pod, Story::Observed(observation)).await,
-            (None, None, Some(t)) => self.write_story(entry, pod, Story::Waiting(t.reason, &t.message)).await,
-            (None, None, None) => Outcome::Done,
-        };
-        match (outcome, stop_by) {
-            // A pod that does not end in time is told again.
-            (Outcome::Done, Some(by)) => Outcome::After(by.saturating_duration_since(Instant::now()) + OVERDUE),
-            (other, _) => other,
-        }
-    }
-
-    /// Writes the status if it differs from what is there.
-    async fn write_story(&self, entry: &Entry, pod: &Pod, story: Story<'_>) -> Outcome {
-        let host_ip = entry.node.host_ip();
-        let (reference, base) = {
-            let record = guard(&entry.record);
-            (record.reference.clone(), record.status())
-        };
-        let new = status::status(&Situation { pod, base: &base, story, host_ip, now: Timestamp::now() });
-        let Some(patch) = status::patch(&reference.uid, &base, &new) else { return Outcome::Done };
-        if !entry.node.provider().capabilities().events {
-            self.tell_of_change(pod, &base, &new);
-        }
-        match write::patch_status(&self.client, &reference, &patch).await {
-            Written::Done(version) => {
-                let mut record = guard(&entry.record);
-                // The watch may have been faster.
-                if version == 0 || super::cache::version(&record.pod) < version {
-                    record.written = Some((version, new));
-                }
-                Outcome::Done
-            }
-            // The watch brings what happened to it.
-            Written::Gone => Outcome::Done,
-            Written::Refused(message) => {
-                tracing::warn!(pod = %reference, node = %entry.node.name, message, "the API server refused a status");
-                Outcome::Retry
-            }
-            Written::Later(message, after) => {
-                tracing::debug!(pod = %reference, message, "a status could not be written; tried again");
-                after.map_or(Outcome::Retry, Outcome::RetryAfter)
-            }
-        }
-    }
-
-    async fn vanish(&self, entry: &Entry, pod: &Pod) -> Next {
-        self.tell(pod, true, "NotFound", "the provider no longer has this pod".into());
-        match self.write_story(entry, pod, Story::Vanished).await {
-            Outcome::Done => Err(Outcome::Done),
-            other => Err(other),
-        }
-    }
-
-    async fn finish(&self, entry: &Entry, pod: &Pod) -> Next {
-        let observation = guard(&entry.record).observation.clone();
-        let story = observation.as_ref().map_or(Story::Vanished, Story::Observed);
-        match self.write_story(entry, pod, story).await {
-            Outcome::Done => self.delete(entry).await,
-            other => Err(other),
-        }
-    }
-
-    /// Deletes the pod from the API server. What the provider has of it is removed next.
-    async fn delete(&self, entry: &Entry) -> Next {
-        let reference = guard(&entry.record).reference.clone();
-        match write::delete(&self.client, &reference).await {
-            Written::Done(_) | Written::Gone => {
-                guard(&entry.record).deleted = true;
-                Ok(())
-            }
-            Written::Refused(message) => {
-                tracing::warn!(pod = %reference, message, "the API server refused to delete a pod that has ended");
-                Err(Outcome::Retry)
-            }
-            Written::Later(_, after) => Err(after.map_or(Outcome::Retry, Outcome::RetryAfter)),
-        }
-    }
-
-    async fn purge(&self, entry: &Entry, pod: &PodRef, place: &mut Place) -> Next {
-        let provider = entry.node.provider();
-        let call = async {
-            match provider.stop_pod(pod, Duration::ZERO).await {
-                Err(error @ ProviderError::Unavailable { .. }) => Err(error),
-                // Removing kills what still runs.
-                _ => provider.remove_pod(pod).await,
-            }
-        };
-        match self.call(&entry.node, place, call).await {
-            Ok(()) => {
-                let mut record = guard(&entry.record);
-                record.at_provider = AtProvider::Absent;
-                record.observation = None;
-                Ok(())
-            }
-            Err(error) => {
-                tracing::debug!(%pod, node = %entry.node.name, %error, "a pod could not be removed from the provider; tried again");
-                Err(retry(&error))
-            }
-        }
-    }
-
-    fn tell(&self, pod: &Pod, warning: bool, reason: &str, message: String) {
-        let meta = &pod.metadata;
-        let about = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            name: meta.name.clone(),
-            namespace: meta.namespace.clone(),
-            uid: meta.uid.clone(),
-            resource_version: meta.resource_version.clone(),
-            field_path: None,
-        };
-        self.events.emit(about, warning, reason, message);
-    }
-
-    /// An event of a provider.
-    pub(super) fn told(&self, event: PodEvent) {
-        let about = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            name: Some(event.pod.name.to_string()),
-            namespace: Some(event.pod.namespace.to_string()),
-            uid: Some(event.pod.uid.to_string()),
-            resource_version: None,
-            field_path: event.field,
-        };
-        self.events.emit(about, event.kind == EventType::Warning, event.reason, event.message);
-    }
-
-    /// kubelet's Started and BackOff, when there is time for them.
-    fn tell_of_change(&self, pod: &Pod, old: &PodStatus, new: &PodStatus) {
-        if !self.events.is_idle() || self.queue.len() > self.config.workers {
-            return;
-        }
-        let before = |name: &str| old.container_statuses.iter().flatten().find(|c| c.name == name);
-        for now in new.container_statuses.iter().flatten() {
-            let Some(state) = &now.state else { continue };
-            let was = before(&now.name);
-            let started = |c: &ContainerStatus| c.state.as_ref().and_then(|s| s.running.as_ref()).is_some();
-            if state.running.is_some() && !was.is_some_and(|c| started(c) && c.restart_count == now.restart_count) {
-                self.tell(pod, false, "Started", format!("Started container {}", now.name));
-            }
-            if state.waiting.as_ref().is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff")) {
-                let message = format!("Back-off restarting failed container {} in pod {}", now.name, PodRef::of(pod));
-                self.tell(pod, true, "BackOff", message);
-            }
-        }
-    }
 }
 
 /// `Ok`: look what is next. `Err`: enough for now.
-type Next = std::result::Result<(), Outcome>;
+pub(super) type Next = std::result::Result<(), Outcome>;
 
-fn observed(record: &Record, volatile: bool) -> Observed {
+fn observed(record: &Record, volatile: bool, facts: &NodeFacts) -> Observed {
     let meta = &record.pod.metadata;
     let written = record.written.as_ref().map(|(_, status)| status);
     let status = written.or(record.pod.status.as_ref());
@@ -532,7 +263,8 @@ fn observed(record: &Record, volatile: bool) -> Observed {
         observed: record.observation.is_some(),
         // The time that is left only shrinks, so a later time is a shorter grace period asked for since.
         stop_asked: !overdue && record.stop_by.is_some_and(|by| by <= now + grace),
-        up_to_date: record.applied == Some(hash(&record.pod)),
+        up_to_date: record.applied == Some(hash(&record.pod)) && !record.stale,
+        held: admission::is_static(&record.pod) || (!facts.daemon_set_pods && admission::is_of_daemon_set(&record.pod)),
         grace,
     }
 }

@@ -1,174 +1,14 @@
 //! Scenarios: pods on simulated nodes against an API server in memory, under paused time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use serde_json::{Value, json};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use serde_json::json;
 
-use super::fake_api::FakeApi;
-use super::{NodeHandle, PodConfig, PodController};
+use super::test_world::{Faulty, World, delete, pod};
 use crate::api::{MockConfig, ProviderSpec};
-use crate::provider::registry::Registry;
-use crate::provider::{
-    Capabilities, PodObservation, PodRef, Provider, ProviderContext, ProviderError, ResolvedPod, Result,
-};
-
-struct World {
-    api: FakeApi,
-    registry: Registry,
-    pods: Arc<PodController>,
-    _stop: DropGuard,
-}
-
-impl World {
-    fn new() -> Self {
-        Self::with(FakeApi::default())
-    }
-
-    /// A process that starts against an API server that is there.
-    fn with(api: FakeApi) -> Self {
-        let pods = PodController::new(api.client(), PodConfig::default());
-        let stop = CancellationToken::new();
-        tokio::spawn(pods.clone().run(stop.clone()));
-        Self { api, registry: Registry::default(), pods, _stop: stop.drop_guard() }
-    }
-
-    fn mock(&self, name: &str, config: MockConfig) -> Arc<dyn Provider> {
-        let node: Arc<str> = name.into();
-        let context = ProviderContext {
-            notifier: self.pods.notifier(&node),
-            node,
-            node_uid: format!("uid-of-{name}").into(),
-            credentials: None,
-        };
-        self.registry.build(&ProviderSpec::mock(config), context).unwrap()
-    }
-
-    fn add(&self, name: &str, provider: Arc<dyn Provider>) {
-        self.pods.add_node(NodeHandle {
-            name: name.into(),
-            uid: format!("uid-of-{name}").into(),
-            provider,
-            host_ip: "192.0.2.1".parse().unwrap(),
-        });
-    }
-
-    fn add_mock(&self, name: &str, config: MockConfig) -> Arc<dyn Provider> {
-        let provider = self.mock(name, config);
-        self.add(name, provider.clone());
-        provider
-    }
-
-    async fn until(&self, what: &str, holds: impl Fn(&FakeApi) -> bool) {
-        for _ in 0..20_000 {
-            if holds(&self.api) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("waited in vain until {what}; writes: {:?}", self.api.writes());
-    }
-
-    async fn until_phase(&self, pod: &str, phase: &str) {
-        self.until(&format!("{pod} is {phase}"), |api| api.phase(pod).as_deref() == Some(phase)).await;
-    }
-
-    async fn settle(&self) {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-    }
-}
-
-fn pod(name: &str, uid: &str, node: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "uid": uid, "generation": 1},
-        "spec": {"nodeName": node, "restartPolicy": "Always", "containers": [{"name": "c", "image": "i"}]},
-        "status": {"phase": "Pending", "qosClass": "BestEffort"},
-    })
-}
-
-fn delete(pod: &mut Value, grace: u64) {
-    pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
-    pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-}
-
-/// A provider whose faults a test decides.
-#[derive(Default)]
-struct Faulty {
-    inner: Option<Arc<dyn Provider>>,
-    hang: AtomicBool,
-    mute: bool,
-    refuse: AtomicBool,
-    fail: AtomicUsize,
-    panic: AtomicUsize,
-    creates: AtomicUsize,
-}
-
-impl Faulty {
-    fn around(inner: Arc<dyn Provider>) -> Arc<Self> {
-        Arc::new(Self { inner: Some(inner), ..Self::default() })
-    }
-
-    fn inner(&self) -> &dyn Provider {
-        self.inner.as_deref().unwrap()
-    }
-
-    async fn gate(&self) {
-        if self.hang.load(SeqCst) {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-fn once(count: &AtomicUsize) -> bool {
-    count.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok()
-}
-
-#[async_trait]
-impl Provider for Faulty {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { notifies: !self.mute, ..self.inner().capabilities() }
-    }
-    async fn create_pod(&self, pod: &ResolvedPod) -> Result<()> {
-        self.gate().await;
-        self.creates.fetch_add(1, SeqCst);
-        if once(&self.panic) {
-            panic!("as the test wants it");
-        }
-        if once(&self.fail) {
-            return Err(ProviderError::unavailable("try later"));
-        }
-        if self.refuse.load(SeqCst) {
-            return Err(ProviderError::Rejected { reason: "QuotaExceeded".into(), message: "no more pods".into() });
-        }
-        self.inner().create_pod(pod).await
-    }
-    async fn restore_pod(&self, pod: &ResolvedPod) -> Result<()> {
-        self.inner().restore_pod(pod).await
-    }
-    async fn stop_pod(&self, pod: &PodRef, grace: Duration) -> Result<()> {
-        self.gate().await;
-        self.inner().stop_pod(pod, grace).await
-    }
-    async fn remove_pod(&self, pod: &PodRef) -> Result<()> {
-        self.gate().await;
-        self.inner().remove_pod(pod).await
-    }
-    async fn get_pod(&self, pod: &PodRef) -> Result<PodObservation> {
-        self.gate().await;
-        self.inner().get_pod(pod).await
-    }
-    async fn list_pods(&self) -> Result<Vec<PodObservation>> {
-        self.gate().await;
-        self.inner().list_pods().await
-    }
-    async fn ping(&self) -> Result<()> {
-        Ok(())
-    }
-}
+use crate::provider::{PodObservation, Provider, ProviderContext, ResolvedPod};
 
 #[tokio::test(start_paused = true)]
 async fn a_bound_pod_runs_with_one_write_and_nothing_is_written_twice() {
@@ -418,7 +258,7 @@ async fn a_missing_secret_holds_the_pod_back_until_it_is_there() {
         waiting["reason"] == "CreateContainerConfigError"
     })
     .await;
-    w.until("an event too", |api| api.event_reasons().contains(&"MandatorySecretNotFound".to_owned())).await;
+    w.until("an event too", |api| api.event_reasons().contains(&"Failed".to_owned())).await;
     let secret = json!({"metadata": {"name": "s", "namespace": "default"}, "data": {"k": "dg=="}});
     w.api.add_object("/api/v1/namespaces/default/secrets/s", secret);
     w.until_phase("a", "Running").await;

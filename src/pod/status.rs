@@ -1,6 +1,7 @@
 //! Pure: from an observation to `status`. The rules are kubelet's (`pkg/kubelet/kubelet_pods.go`,
 //! `pkg/kubelet/status/generate.go`), the input is whatever a provider knows.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -8,13 +9,17 @@ use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
     PodCondition, PodIP, PodStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
+use super::quantity::nano;
 use crate::provider::PodObservation;
 
 /// Exit code of a container of which only is known that it is no more.
 const LOST: i32 = 137;
+
+const RESIZE_PENDING: &str = "PodResizePending";
 
 /// What the status tells.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +28,11 @@ pub enum Story<'a> {
     Observed(&'a PodObservation),
     /// It does not run yet: reason and message for each container.
     Waiting(&'a str, &'a str),
+    /// It does not run yet since these containers cannot be configured, for these reasons; or, when there are
+    /// none, since its volumes are not there.
+    Unresolved(&'a BTreeMap<String, String>),
+    /// It is not for this node to run: reason and message.
+    Held(&'a str, &'a str),
     /// The provider refused it for good: reason and message.
     Refused(&'a str, &'a str),
     /// The provider has lost it.
@@ -42,6 +52,20 @@ pub struct Situation<'a> {
     pub host_ip: IpAddr,
     /// The time.
     pub now: Timestamp,
+    /// Whether the provider follows a change of its resources.
+    pub resize: Resize,
+}
+
+/// What is known of a change of a pod's resources while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resize {
+    /// Nothing; or the provider does it.
+    #[default]
+    Unknown,
+    /// The pod has what it was made with.
+    Unchanged,
+    /// They were changed, and the provider cannot follow.
+    Refused,
 }
 
 /// True for Succeeded and Failed.
@@ -62,6 +86,22 @@ pub fn status(s: &Situation<'_>) -> PodStatus {
             set_containers(&mut new, s.pod, wait);
             hosts(&mut new, s.host_ip);
         }
+        Story::Unresolved(failed) if !is_terminal(s.base) => {
+            new.phase = Some("Pending".into());
+            let initialising =
+                s.pod.spec.as_ref().is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
+            let otherwise = if initialising { "PodInitializing" } else { "ContainerCreating" };
+            set_containers(&mut new, s.pod, |c| match failed.get(&c.name) {
+                Some(message) => waiting(c, s.base, "CreateContainerConfigError", message),
+                None => waiting(c, s.base, otherwise, ""),
+            });
+            hosts(&mut new, s.host_ip);
+        }
+        Story::Held(reason, message) if !is_terminal(s.base) => {
+            new.phase = Some("Pending".into());
+            new.reason = Some(reason.to_owned());
+            new.message = Some(message.to_owned());
+        }
         Story::Refused(reason, message) if !is_terminal(s.base) => {
             new.phase = Some("Failed".into());
             new.reason = Some(reason.to_owned());
@@ -77,10 +117,34 @@ pub fn status(s: &Situation<'_>) -> PodStatus {
             let lose = |c: &Container| lost(c, s.base, s.now);
             set_containers(&mut new, s.pod, lose);
         }
-        Story::Waiting(..) | Story::Refused(..) | Story::Vanished => {}
+        Story::Waiting(..) | Story::Unresolved(_) | Story::Held(..) | Story::Refused(..) | Story::Vanished => {}
     }
+    new.qos_class = new.qos_class.or_else(|| Some(qos(s.pod).to_owned()));
     conditions(s, &mut new);
     new
+}
+
+/// The quality of service, for pods whose API server has not set it. Kubernetes: `qos.GetPodQOS`.
+fn qos(pod: &Pod) -> &'static str {
+    let spec = pod.spec.as_ref();
+    let containers = spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    let (mut any, mut guaranteed) = (false, true);
+    for container in containers {
+        let resources = container.resources.as_ref();
+        for name in ["cpu", "memory"] {
+            let amount =
+                |map: Option<&BTreeMap<String, Quantity>>| map.and_then(|m| m.get(name)).and_then(|q| nano(&q.0));
+            let limit = amount(resources.and_then(|r| r.limits.as_ref())).filter(|n| *n > 0);
+            let request = amount(resources.and_then(|r| r.requests.as_ref())).filter(|n| *n > 0).or(limit);
+            any |= limit.is_some() || request.is_some();
+            guaranteed &= limit.is_some() && limit == request;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
 }
 
 fn observed(s: &Situation<'_>, o: &PodObservation, new: &mut PodStatus) {
@@ -269,6 +333,10 @@ fn conditions(s: &Situation<'_>, new: &mut PodStatus) {
             }
         })
         .collect();
+    let containers_ready = match s.story {
+        Story::Held(reason, message) if over.is_none() => (false, Some(reason), Some(message.to_owned())),
+        _ => containers_ready,
+    };
     let ready = match (&containers_ready, missing.is_empty()) {
         ((true, ..), false) => (false, Some("ReadinessGatesNotReady"), Some(missing.join(", "))),
         _ => containers_ready.clone(),
@@ -282,7 +350,12 @@ fn conditions(s: &Situation<'_>, new: &mut PodStatus) {
         ("PodScheduled", (true, None, None)),
     ];
     let mut conditions = new.conditions.take().unwrap_or_default();
-    for (kind, (holds, reason, message)) in all {
+    let infeasible = "the provider cannot change the resources of a running pod; delete it to apply them".to_owned();
+    let resize = (s.resize == Resize::Refused).then(|| (RESIZE_PENDING, (true, Some("Infeasible"), Some(infeasible))));
+    if s.resize == Resize::Unchanged {
+        conditions.retain(|c| c.type_ != RESIZE_PENDING);
+    }
+    for (kind, (holds, reason, message)) in all.into_iter().chain(resize) {
         let status = if holds { "True" } else { "False" }.to_owned();
         let old = conditions.iter().find(|c| c.type_ == kind);
         let since = old.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
@@ -324,7 +397,15 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
             ("conditions", Value::Array(now), before) => {
                 let before = before.unwrap_or_default();
                 let same = |c: &Value| before.as_array().is_some_and(|all| all.contains(c));
-                let changed: Vec<Value> = now.into_iter().filter(|c| !same(c)).collect();
+                let left = |c: &&Value| !now.iter().any(|n| n["type"] == c["type"]);
+                let dropped: Vec<Value> = before
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(left)
+                    .map(|c| json!({"type": c["type"], "$patch": "delete"}))
+                    .collect();
+                let changed: Vec<Value> = now.into_iter().filter(|c| !same(c)).chain(dropped).collect();
                 if changed.is_empty() {
                     continue;
                 }

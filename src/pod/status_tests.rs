@@ -56,7 +56,14 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn compute(pod: &Pod, base: &PodStatus, story: Story<'_>, now: i64) -> PodStatus {
-    status(&Situation { pod, base, story, host_ip: "192.0.2.1".parse().unwrap(), now: at(now) })
+    status(&Situation {
+        pod,
+        base,
+        story,
+        host_ip: "192.0.2.1".parse().unwrap(),
+        now: at(now),
+        resize: Resize::Unknown,
+    })
 }
 
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> &'a PodCondition {
@@ -193,4 +200,66 @@ fn a_patch_holds_only_what_differs() {
     assert_eq!(patch["status"]["hostIP"], Value::Null);
     assert_eq!(patch["status"]["conditions"].as_array().unwrap().len(), 1);
     assert_eq!(patch["status"].as_object().unwrap().len(), 3);
+}
+
+#[test]
+fn only_the_container_at_fault_says_that_it_cannot_be_configured() {
+    let failed = [("b".to_owned(), "secret \"s\" not found".to_owned())].into();
+    let reasons = |inits: &[(&str, bool)]| {
+        let pod = pod("Always", inits, &["a", "b"]);
+        let new = compute(&pod, &PodStatus::default(), Story::Unresolved(&failed), 1);
+        assert_eq!((new.phase.as_deref(), new.start_time.is_none()), (Some("Pending"), true));
+        let waiting = |c: ContainerStatus| c.state.unwrap().waiting.unwrap();
+        let all = new.container_statuses.unwrap().into_iter().map(waiting);
+        all.map(|w| (w.reason.unwrap(), w.message.unwrap_or_default())).collect::<Vec<_>>()
+    };
+    let b = ("CreateContainerConfigError".to_owned(), "secret \"s\" not found".to_owned());
+    assert_eq!(reasons(&[]), [("ContainerCreating".to_owned(), String::new()), b.clone()]);
+    assert_eq!(reasons(&[("i", false)]), [("PodInitializing".to_owned(), String::new()), b]);
+}
+
+#[test]
+fn a_pod_that_is_left_alone_says_why() {
+    let pod = pod("Always", &[], &["a"]);
+    let new = compute(&pod, &PodStatus::default(), Story::Held("Word", "a sentence"), 1);
+    assert_eq!((new.phase.as_deref(), new.reason.as_deref(), new.start_time), (Some("Pending"), Some("Word"), None));
+    let ready = new.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_deref(), ready.message.as_deref()),
+        ("False", Some("Word"), Some("a sentence"))
+    );
+}
+
+#[test]
+fn the_quality_of_service_follows_from_the_resources() {
+    for (resources, want) in [
+        (json!({}), "BestEffort"),
+        (json!({"requests": {"cpu": "0"}}), "BestEffort"),
+        (json!({"requests": {"cpu": "1"}}), "Burstable"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}}), "Guaranteed"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
+    ] {
+        let mut pod = pod("Always", &[], &["a"]);
+        pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(resources.clone()).unwrap();
+        assert_eq!(qos(&pod), want, "{resources}");
+    }
+}
+
+#[test]
+fn a_refused_resize_is_a_condition_that_goes_away() {
+    let pod = pod("Always", &[], &["a"]);
+    let told = observation(&pod, "", "r");
+    let with = |base: &PodStatus, resize| {
+        let host_ip = "192.0.2.1".parse().unwrap();
+        status(&Situation { pod: &pod, base, story: Story::Observed(&told), host_ip, now: at(5), resize })
+    };
+    let plain = with(&PodStatus::default(), Resize::Unknown);
+    let refused = with(&plain, Resize::Refused);
+    let pending = |s: &PodStatus| s.conditions.iter().flatten().any(|c| c.type_ == "PodResizePending");
+    assert!(!pending(&plain) && pending(&refused) && pending(&with(&refused, Resize::Unknown)));
+    let back = with(&refused, Resize::Unchanged);
+    assert!(!pending(&back));
+    let patch = patch("u", &refused, &back).unwrap();
+    assert_eq!(patch["status"]["conditions"], json!([{"type": "PodResizePending", "$patch": "delete"}]));
 }

@@ -45,6 +45,7 @@ impl PodController {
     }
 
     fn watched(&self, event: Event<Pod>, expected: &mut HashSet<Arc<str>>) {
+        self.release(self.api.answered());
         match event {
             Event::Init => *expected = self.cache.all_uids(),
             Event::InitApply(pod) => {

@@ -104,6 +104,8 @@ features! {
     ImagePullSecrets "imagePullSecrets" "Containers",
     /// `imagePullPolicy`
     ImagePullPolicy "imagePullPolicy" "Containers",
+    /// `enableServiceLinks`: variables with the addresses of services
+    ServiceLinks "serviceLinks" "Containers",
     /// `fieldRef: status.podIP` and `status.podIPs` in the environment
     PodIpInEnvironment "podIPInEnvironment" "Containers",
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use super::mock::MockFactory;
 use super::process::ProcessFactory;
-use super::{Provider, ProviderContext, ProviderError, Result};
+use super::{Capabilities, Provider, ProviderContext, ProviderError, Result};
 use crate::api::{ProviderSpec, ProviderType};
 
 /// Makes providers of one type.
@@ -20,6 +20,11 @@ pub trait Factory: Send + Sync + 'static {
     /// A provider for one node. Does no lasting work before the provider is called; `Invalid` when the
     /// configuration or the credentials cannot be right.
     fn build(&self, spec: &ProviderSpec, context: ProviderContext) -> Result<Arc<dyn Provider>>;
+
+    /// What providers of this type can do at most, for the documentation; `None` leaves the type out.
+    fn capabilities(&self) -> Option<Capabilities> {
+        None
+    }
 }
 
 impl<F> Factory for F
@@ -54,6 +59,12 @@ impl Registry {
     pub fn register(&self, kind: &str, factory: impl Factory) {
         let mut types = self.0.write().unwrap_or_else(PoisonError::into_inner);
         types.insert(kind.to_owned(), Arc::new(factory));
+    }
+
+    /// What the providers of each type can do, as far as they say.
+    pub fn capabilities(&self) -> BTreeMap<String, Capabilities> {
+        let types = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        types.iter().filter_map(|(kind, factory)| Some((kind.clone(), factory.capabilities()?))).collect()
     }
 
     /// A provider as `spec` describes it. Must be called within a tokio runtime.

@@ -82,8 +82,9 @@ impl ResolvedPod {
     }
 }
 
-/// What a container needs resolved before it can start.
-#[derive(Clone, Debug, Default)]
+/// What a container needs resolved before it can start. Its Debug output shows no command, which may have a
+/// secret in it.
+#[derive(Clone, Default)]
 pub struct ResolvedContainer {
     /// In the order in which Kubernetes sets them; a later entry of a name has replaced an earlier one.
     pub env: Vec<EnvVar>,
@@ -129,6 +130,13 @@ impl ResolvedContainer {
             }
         }
         new
+    }
+}
+
+impl fmt::Debug for ResolvedContainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mounts: Vec<_> = self.mounts.iter().map(|m| &m.path).collect();
+        f.debug_struct("ResolvedContainer").field("env", &self.env).field("mounts", &mounts).finish_non_exhaustive()
     }
 }
 

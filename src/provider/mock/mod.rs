@@ -33,9 +33,9 @@ use tokio::runtime::Handle;
 
 use super::registry::Factory;
 use super::{
-    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeatures,
-    PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result, SessionIo, Usage,
-    VolumeFiles,
+    Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeature,
+    PodFeatures, PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result,
+    SessionIo, Usage, VolumeFiles,
 };
 use crate::api::{MockConfig, ProviderSpec};
 use engine::{Engine, guard};
@@ -100,7 +100,25 @@ impl Factory for MockFactory {
         drop(nodes);
         Ok(Arc::new(MockProvider { node, config, _engine: engine }))
     }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(CAPABILITIES)
+    }
 }
+
+const CAPABILITIES: Capabilities = Capabilities {
+    logs: true,
+    exec: true,
+    attach: true,
+    port_forward: true,
+    stats: true,
+    notifies: true,
+    events: false,
+    volatile: true,
+    volume_files: VolumeFiles::Ignored,
+    // It runs nothing, so there is nothing that it could not do; but it keeps each pod's environment.
+    pod: PodFeatures::ALL.without(&[PodFeature::ServiceLinks]),
+};
 
 /// One simulated node.
 struct MockProvider {
@@ -123,19 +141,7 @@ impl MockProvider {
 #[async_trait]
 impl Provider for MockProvider {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            logs: true,
-            exec: true,
-            attach: true,
-            port_forward: true,
-            stats: true,
-            notifies: true,
-            events: false,
-            volatile: true,
-            volume_files: VolumeFiles::Ignored,
-            // It runs nothing, so there is nothing that it could not do.
-            pod: PodFeatures::ALL,
-        }
+        CAPABILITIES
     }
 
     async fn create_pod(&self, pod: &ResolvedPod) -> Result<()> {

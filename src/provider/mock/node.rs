@@ -94,7 +94,7 @@ impl SimNode {
         }
         sim.advance(now);
         let env = resolved.containers.iter().filter(|(_, c)| !c.env.is_empty());
-        let env = env.map(|(name, c)| (name.as_str().into(), c.env.clone())).collect();
+        let env = env.map(|(name, c)| (name.as_str().into(), c.with_pod_ips(&[ip.into()]).env)).collect();
         let mut pods = guard(&self.pods);
         if pods.contains_key(&reference.uid) {
             drop(pods);

@@ -173,6 +173,29 @@ impl ProcessEngine {
     }
 }
 
+/// What the engine can do, with or without hostPath volumes.
+pub(super) fn capabilities(host_paths: bool) -> Capabilities {
+    const OWN: PodFeatures = PodFeatures::of(&[
+        PodFeature::Stdin,
+        PodFeature::RunAsUser,
+        PodFeature::HostNetwork,
+        PodFeature::HostPid,
+        PodFeature::HostIpc,
+        PodFeature::HostPorts,
+        PodFeature::FsGroup,
+    ]);
+    let host_paths = if host_paths { &[PodFeature::HostPath][..] } else { &[] };
+    Capabilities {
+        logs: true,
+        exec: true,
+        attach: true,
+        port_forward: true,
+        stats: true,
+        pod: OWN.and(PodFeatures::of(host_paths)),
+        ..Capabilities::default()
+    }
+}
+
 /// Kills what runs in a container's folder and waits until it has ended.
 pub(super) async fn kill_in(home: &Path) -> Result<()> {
     let failed = |e| unavailable("killing a container", e);
@@ -194,25 +217,7 @@ impl Engine for ProcessEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let own = PodFeatures::of(&[
-            PodFeature::Stdin,
-            PodFeature::RunAsUser,
-            PodFeature::HostNetwork,
-            PodFeature::HostPid,
-            PodFeature::HostIpc,
-            PodFeature::HostPorts,
-            PodFeature::FsGroup,
-        ]);
-        let host_paths = if self.settings.host_paths { &[PodFeature::HostPath][..] } else { &[] };
-        Capabilities {
-            logs: true,
-            exec: true,
-            attach: true,
-            port_forward: true,
-            stats: true,
-            pod: own.and(PodFeatures::of(host_paths)),
-            ..Capabilities::default()
-        }
+        capabilities(self.settings.host_paths)
     }
 
     async fn ping(&self) -> Result<()> {

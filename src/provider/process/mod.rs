@@ -29,8 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::registry::Factory;
-use super::runtime::Runtimes;
-use super::{Provider, ProviderContext, ProviderError, Result};
+use super::runtime::{self, Runtimes};
+use super::{Capabilities, Provider, ProviderContext, ProviderError, Result};
 use crate::api::{ProcessConfig, ProviderSpec};
 use engine::{ProcessEngine, Settings};
 use users::Users;
@@ -76,6 +76,10 @@ impl Factory for ProcessFactory {
         let host_paths: Vec<PathBuf> = config.host_paths.iter().map(PathBuf::from).collect();
         let engine = Arc::new(ProcessEngine::new(settings));
         Ok(self.runtimes.get_or_start(&context, engine, &allowed.state, &host_paths))
+    }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(runtime::capabilities(engine::capabilities(true)))
     }
 }
 

@@ -97,6 +97,18 @@ pub const LOOP_FEATURES: PodFeatures = PodFeatures::of(&[
     PodFeature::GracePeriod,
 ]);
 
+/// What an engine and the loop can do together.
+pub fn capabilities(engine: Capabilities) -> Capabilities {
+    Capabilities {
+        notifies: true,
+        events: true,
+        volatile: false,
+        volume_files: VolumeFiles::Live,
+        pod: engine.pod.and(LOOP_FEATURES),
+        ..engine
+    }
+}
+
 /// The runtimes of one process, by node: a node whose configuration changes keeps its pods.
 #[derive(Default)]
 pub struct Runtimes(Mutex<HashMap<(Arc<str>, Arc<str>), Weak<Runtime>>>);
@@ -153,15 +165,7 @@ impl Runtime {
 #[async_trait]
 impl Provider for Runtime {
     fn capabilities(&self) -> Capabilities {
-        let engine = self.core.engine().capabilities();
-        Capabilities {
-            notifies: true,
-            events: true,
-            volatile: false,
-            volume_files: VolumeFiles::Live,
-            pod: engine.pod.and(LOOP_FEATURES),
-            ..engine
-        }
+        capabilities(self.core.engine().capabilities())
     }
 
     async fn create_pod(&self, pod: &ResolvedPod) -> Result<()> {

@@ -149,7 +149,9 @@ impl Terminal {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self(AsyncFd::register(File::from(fd))?))
+        // A file owns its descriptor for as long as it lives, which is what the replacement wants to be promised.
+        #[allow(deprecated, reason = "its replacement is unsafe")]
+        Ok(Self(AsyncFd::new(File::from(fd))?))
     }
 }
 
