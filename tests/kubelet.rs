@@ -320,7 +320,7 @@ async fn only_those_who_are_known_and_permitted_get_an_answer() {
     assert_eq!(world.get("/pods", "good-prober").await.0, 403);
     assert_eq!(world.get("/pods", "good-reader").await.0, 200);
     assert_eq!(world.get("/exec/ns/p/c?command=id", "good-reader").await.0, 403);
-    assert_eq!(world.get("/exec/ns/p/c?command=id", "good-admin").await.0, 501);
+    assert_eq!(world.get("/exec/ns/p/c?command=id&output=1", "good-admin").await.0, 501);
 
     let stranger = Authority::new().client("admin");
     let stream = world.connect(Some(stranger)).await;

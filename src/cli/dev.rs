@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use kube::api::{DynamicObject, Patch, PatchParams};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
-use kube::{Api, Client, discovery};
+use kube::{Api, Client, ResourceExt as _, discovery};
 use serde::Deserialize as _;
 use tokio_util::sync::CancellationToken;
-use vnode_devcluster::{DevCluster, Options};
+use vnode_devcluster::{DevCluster, KubeletStreams, Options};
 
 use super::operator::NodeArgs;
 use crate::api::names;
@@ -34,6 +35,7 @@ const INSTALL: [&str; 3] = [
     include_str!("../../config/rbac/service_account.yaml"),
     include_str!("../../config/rbac/role.yaml"),
 ];
+const CRD_NAME: &str = "virtualnodes.vnode.dev";
 const SAMPLE: &str = include_str!("../../config/samples/fleet.yaml");
 const PROCESS_SAMPLE: &str = include_str!("../../config/samples/process.yaml");
 
@@ -58,6 +60,9 @@ pub(super) struct DevArgs {
     /// Start the cluster alone, without operator and sample.
     #[arg(long, conflicts_with = "no_sample")]
     cluster_only: bool,
+    /// What exec, attach and port-forward of WebSocket clients speak to nodes.
+    #[arg(long, value_enum, default_value_t, hide = true, value_name = "PROTOCOL")]
+    kubelet_streams: Streams,
     /// Log what the cluster and the operator do, not only what goes wrong.
     #[arg(long, short)]
     verbose: bool,
@@ -90,6 +95,28 @@ impl Sample {
     }
 }
 
+/// Values of `--kubelet-streams`.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Streams {
+    /// As each node declares.
+    #[default]
+    Declared,
+    /// SPDY/3.1, as Kubernetes did up to 1.35.
+    Spdy,
+    /// WebSocket.
+    Websocket,
+}
+
+impl From<Streams> for KubeletStreams {
+    fn from(streams: Streams) -> Self {
+        match streams {
+            Streams::Declared => Self::Declared,
+            Streams::Spdy => Self::Spdy,
+            Streams::Websocket => Self::WebSocket,
+        }
+    }
+}
+
 impl DevArgs {
     /// Whether to log more than warnings.
     pub(super) fn verbose(&self) -> bool {
@@ -100,7 +127,12 @@ impl DevArgs {
 /// Runs until Ctrl-C or SIGTERM.
 pub(super) async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<()> {
     refuse_foreign_file(&args.kubeconfig_out)?;
-    let options = Options { listen: args.listen, data_dir: args.data_dir.clone(), ..Options::default() };
+    let options = Options {
+        listen: args.listen,
+        data_dir: args.data_dir.clone(),
+        kubelet_streams: args.kubelet_streams.into(),
+        ..Options::default()
+    };
     let cluster = DevCluster::start(options).await.with_context(|| {
         format!("the development cluster cannot start on {} (--listen chooses another address)", args.listen)
     })?;
@@ -117,7 +149,7 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
     let admin = cluster.admin_kubeconfig()?;
     write_kubeconfig(&args.kubeconfig_out, &admin)?;
     let admin = client::connect_to(&admin).await?;
-    install(&admin).await.context("installing vnode into the development cluster")?;
+    let fresh = install(&admin).await.context("installing vnode into the development cluster")?;
     if args.cluster_only {
         greet(cluster, args, &[]);
         shutdown.cancelled().await;
@@ -141,8 +173,9 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
     let readiness = Readiness::new();
     let fleet = fleet::run(operator, config, &readiness, shutdown.clone());
     let sample = async {
-        if !args.no_sample {
-            apply(&admin, &args.provider.manifest()).await.context("applying the sample fleet")?;
+        // A cluster that was kept keeps what its user made of the sample.
+        if fresh && !args.no_sample {
+            create(&admin, &args.provider.manifest()).await.context("creating the sample fleet")?;
         }
         greet(cluster, args, if args.no_sample { &TRY_EMPTY } else { args.provider.hints() });
         Ok::<_, anyhow::Error>(())
@@ -198,20 +231,20 @@ fn shown(file: &Path) -> String {
     std::path::absolute(file).map_or_else(|_| file.display().to_string(), |p| p.display().to_string())
 }
 
-async fn install(admin: &Client) -> Result<()> {
+/// Whether this is the cluster's first start.
+async fn install(admin: &Client) -> Result<bool> {
+    let crds = Api::<CustomResourceDefinition>::all(admin.clone());
+    let fresh = crds.get_opt(CRD_NAME).await?.is_none();
     for crd in crate::api::crds() {
         apply_object(admin, serde_json::from_value(serde_json::to_value(crd)?)?).await?;
     }
     for manifest in INSTALL {
         apply(admin, manifest).await?;
     }
-    let crds = Api::<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition>::all(
-        admin.clone(),
-    );
     let established = kube::runtime::wait::conditions::is_crd_established();
-    let wait = kube::runtime::wait::await_condition(crds, "virtualnodes.vnode.dev", established);
+    let wait = kube::runtime::wait::await_condition(crds, CRD_NAME, established);
     tokio::time::timeout(std::time::Duration::from_secs(10), wait).await.context("the CRD is not established")??;
-    Ok(())
+    Ok(fresh)
 }
 
 async fn apply(admin: &Client, manifest: &str) -> Result<()> {
@@ -221,19 +254,42 @@ async fn apply(admin: &Client, manifest: &str) -> Result<()> {
     Ok(())
 }
 
+/// Creates as `kubectl apply` does, so that a later `kubectl apply` of the same objects is at home.
+async fn create(admin: &Client, manifest: &str) -> Result<()> {
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    const MANAGER: &str = "kubectl-client-side-apply";
+    for object in serde_saphyr::from_multiple::<serde_json::Value>(manifest)? {
+        let applied = format!("{object}\n");
+        let mut object = DynamicObject::deserialize(object)?;
+        object.metadata.annotations.get_or_insert_default().insert(LAST_APPLIED.into(), applied);
+        let (api, name) = api_of(admin, &object).await?;
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        api.create(&params, &object).await.with_context(|| name)?;
+    }
+    Ok(())
+}
+
 /// Server-side apply, as `kubectl apply --server-side` does it: a restart with `--data-dir` changes nothing.
 async fn apply_object(admin: &Client, object: DynamicObject) -> Result<()> {
+    let (api, name) = api_of(admin, &object).await?;
+    let params = PatchParams::apply(names::FIELD_MANAGER).force();
+    let patched = api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await;
+    patched.with_context(|| name)?;
+    Ok(())
+}
+
+/// Where an object of a manifest belongs, and how errors name it.
+async fn api_of(admin: &Client, object: &DynamicObject) -> Result<(Api<DynamicObject>, String)> {
     let types = object.types.clone().context("a manifest without kind")?;
     let gvk = GroupVersionKind::try_from(&types)?;
     let (resource, capabilities) = discovery::pinned_kind(admin, &gvk).await?;
-    let name = object.metadata.name.clone().context("a manifest without name")?;
-    let api: Api<DynamicObject> = match (&object.metadata.namespace, capabilities.scope) {
-        (Some(namespace), discovery::Scope::Namespaced) => Api::namespaced_with(admin.clone(), namespace, &resource),
-        _ => Api::all_with(admin.clone(), &resource),
+    let name = object.metadata.name.as_deref().context("a manifest without name")?;
+    let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
+    let api = match capabilities.scope {
+        discovery::Scope::Namespaced => Api::namespaced_with(admin.clone(), namespace, &resource),
+        discovery::Scope::Cluster => Api::all_with(admin.clone(), &resource),
     };
-    let params = PatchParams::apply(names::FIELD_MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&object)).await.with_context(|| format!("{} {name}", types.kind))?;
-    Ok(())
+    Ok((api, format!("{} {name}", types.kind)))
 }
 
 fn refuse_foreign_file(file: &Path) -> Result<()> {

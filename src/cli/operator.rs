@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::ProviderType;
 use crate::cluster::client;
 use crate::fleet::{self, FleetConfig};
+use crate::kubelet::StreamOptions;
 use crate::provider::process::ProcessFactory;
 use crate::provider::registry;
 use crate::telemetry::health::{HealthServer, Readiness};
@@ -57,6 +58,12 @@ pub(super) struct NodeArgs {
     /// How long a provider may be unreachable before its Node is NotReady, in seconds or as in 20s, 2m.
     #[arg(long, env = "VNODE_PROVIDER_GRACE", default_value = "20s", value_parser = duration, value_name = "TIME")]
     pub(super) provider_grace: Duration,
+    /// How long exec, attach and port-forward may carry nothing before they are closed.
+    #[arg(long, env = "VNODE_STREAMING_CONNECTION_IDLE_TIMEOUT", default_value = "4h", value_parser = duration, value_name = "TIME")]
+    pub(super) streaming_connection_idle_timeout: Duration,
+    /// How long a client of exec, attach and port-forward may take to open the streams that belong together.
+    #[arg(long, env = "VNODE_STREAMING_CREATION_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    pub(super) streaming_creation_timeout: Duration,
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -102,6 +109,11 @@ impl NodeArgs {
             bind_address,
             kubelet_ports: self.kubelet_ports.clone(),
             provider_grace: self.provider_grace,
+            streams: StreamOptions {
+                creation_timeout: self.streaming_creation_timeout,
+                idle_timeout: self.streaming_connection_idle_timeout,
+                ..StreamOptions::default()
+            },
         }
     }
 }

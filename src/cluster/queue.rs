@@ -115,6 +115,8 @@ pub struct WorkQueue<K> {
     state: Mutex<State<K>>,
     changed: Notify,
     backoff: Backoff,
+    grid: Duration,
+    epoch: Instant,
 }
 
 /// A key that was handed out. Dropping it says that the work on it is over.
@@ -139,6 +141,12 @@ impl<K: Eq + Hash + Clone> Drop for Item<K> {
 impl<K: Eq + Hash + Clone> WorkQueue<K> {
     /// An empty queue.
     pub fn new(backoff: Backoff) -> Arc<Self> {
+        Self::on_a_grid(backoff, Duration::ZERO)
+    }
+
+    /// An empty queue whose delays end on multiples of `grid` only: many keys that come back at times of their own
+    /// then share wake-ups of the processor, which is what an idle fleet spends most of its time on.
+    pub fn on_a_grid(backoff: Backoff, grid: Duration) -> Arc<Self> {
         let state = State {
             keys: HashMap::new(),
             ready: VecDeque::new(),
@@ -146,7 +154,7 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
             sequence: 0,
             closed: false,
         };
-        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), backoff })
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), backoff, grid, epoch: Instant::now() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -168,20 +176,33 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        self.schedule(&mut self.lock(), key, delay);
-        self.changed.notify_one();
+        let first = self.schedule(&mut self.lock(), key, delay);
+        if first {
+            self.changed.notify_one();
+        }
     }
 
-    fn schedule(&self, state: &mut State<K>, key: K, delay: Duration) {
-        let at = Instant::now() + delay;
+    /// True when no timer ends before this one, so that whoever sleeps must be told.
+    fn schedule(&self, state: &mut State<K>, key: K, delay: Duration) -> bool {
+        let at = self.round_up(Instant::now() + delay);
         let entry = state.keys.entry(key.clone()).or_default();
         if entry.waiting || entry.due.is_some_and(|due| due <= at) {
-            return;
+            return false;
         }
         entry.due = Some(at);
         state.sequence += 1;
         let sequence = state.sequence;
         state.timers.push(Reverse(Timer { at, sequence, key }));
+        state.timers.peek().is_some_and(|t| t.0.sequence == sequence)
+    }
+
+    fn round_up(&self, at: Instant) -> Instant {
+        let since = at.saturating_duration_since(self.epoch).as_nanos();
+        let over = match self.grid.as_nanos() {
+            0 => 0,
+            grid => (grid - since % grid) % grid,
+        };
+        at + Duration::from_nanos(u64::try_from(over).unwrap_or(0))
     }
 
     /// Counts a failure of the key and makes it ready after its back-off, or after `at_least` if that is
@@ -193,9 +214,11 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
         entry.failures = entry.failures.saturating_add(1);
         // Between half and all of it, so that keys that failed together do not come back together.
         let delay = full.mul_f64(rand::rng().random_range(0.5..=1.0)).max(at_least.unwrap_or_default());
-        self.schedule(&mut state, key, delay);
+        let first = self.schedule(&mut state, key, delay);
         drop(state);
-        self.changed.notify_one();
+        if first {
+            self.changed.notify_one();
+        }
         delay
     }
 
@@ -388,6 +411,20 @@ mod tests {
         assert!(tokio::time::timeout(S, q.next()).await.is_err(), "handed out while being worked on");
         drop(item);
         assert_eq!(*q.next().await.unwrap().key(), "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delays_on_a_grid_end_together_and_never_early() {
+        let q = WorkQueue::on_a_grid(Backoff { base: S, max: S }, S);
+        let start = Instant::now();
+        q.add_after("a", Duration::from_millis(3_100));
+        q.add_after("b", Duration::from_millis(3_900));
+        q.add_after("c", Duration::from_millis(4_000));
+        q.add_after("d", Duration::from_millis(4_001));
+        for (key, seconds) in [("a", 4), ("b", 4), ("c", 4), ("d", 5)] {
+            assert_eq!(*q.next().await.unwrap().key(), key);
+            assert_eq!(start.elapsed().as_millis() / 10, u128::from(seconds * 100_u32), "{key}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -52,7 +52,9 @@ impl Api {
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},
             "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"],
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]}});
-        self.ensure("", "services", &service)
+        self.ensure("", "services", &service)?;
+        self.keep_api_services();
+        Ok(())
     }
 
     fn ensure(&self, group: &str, plural: &str, object: &Value) -> Result<()> {

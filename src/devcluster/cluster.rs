@@ -29,11 +29,31 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// Whether the scheduler and the controllers run. Default true.
     pub controllers: bool,
+    /// What exec, attach and port-forward of WebSocket clients speak to nodes. Default: what each node declares.
+    pub kubelet_streams: KubeletStreams,
+}
+
+/// What the API server speaks to a node for a client that speaks WebSocket. SPDY clients are always passed through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KubeletStreams {
+    /// WebSocket to nodes that list `ExtendWebSocketsToKubelet` in `status.declaredFeatures`, SPDY/3.1 to others: as
+    /// Kubernetes does from 1.36.
+    #[default]
+    Declared,
+    /// SPDY/3.1 to all: as Kubernetes did up to 1.35.
+    Spdy,
+    /// WebSocket to all, passed through.
+    WebSocket,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, 0).into(), data_dir: None, controllers: true }
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            data_dir: None,
+            controllers: true,
+            kubelet_streams: KubeletStreams::default(),
+        }
     }
 }
 
@@ -63,7 +83,7 @@ pub enum Error {
 /// A running cluster. Dropping it stops it without waiting; [`DevCluster::shutdown`] lets requests finish.
 pub struct DevCluster {
     address: SocketAddr,
-    authority: Authority,
+    authority: Arc<Authority>,
     api: Arc<Api>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -79,7 +99,7 @@ impl DevCluster {
     /// Starts a cluster; when this returns, it answers.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let data = options.data_dir.as_deref();
-        let authority = Authority::open(data)?;
+        let authority = Arc::new(Authority::open(data)?);
         let log = data.map(|directory: &Path| wal::Log::open(&directory.join("state"))).transpose()?;
         let store = Store::open(log);
         let registry = Registry::new();
@@ -96,7 +116,8 @@ impl DevCluster {
             store,
             registry,
             tokens: Tokens::new(&authority.token_key).map_err(|e| Error::TokenKey(e.to_string()))?,
-            kubelets: Kubelets::new(&authority)?,
+            kubelets: Kubelets::new(&authority, options.kubelet_streams)?,
+            metrics: Default::default(),
             openapi: Default::default(),
             stopping: stop.child_token(),
         });
@@ -108,8 +129,8 @@ impl DevCluster {
         let mut cluster = Self { address, authority, api, stop, tasks };
         if options.controllers {
             let client = cluster.client().await?;
-            let (stop, ca) = (cluster.stop.clone(), cluster.authority.certificate_pem.clone());
-            cluster.tasks.spawn(crate::controllers::run_all(client, stop, ca));
+            let (stop, authority) = (cluster.stop.clone(), cluster.authority.clone());
+            cluster.tasks.spawn(crate::controllers::run_all(client, stop, authority));
         }
         Ok(cluster)
     }
@@ -132,10 +153,10 @@ impl DevCluster {
         format!("https://{host}")
     }
 
-    /// A kubeconfig (JSON, which is YAML too) with a new client certificate for a user in up to two groups.
+    /// A kubeconfig (JSON, which is YAML too) with a new client certificate for a user in these groups.
     ///
     /// # Errors
-    /// When the certificate cannot be signed, as with a third group.
+    /// When the certificate cannot be signed.
     pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Result<String, Error> {
         let identity = self.authority.client(user, groups)?;
         let credentials = json!({

@@ -17,7 +17,7 @@ mod apply;
 mod auth;
 mod bootstrap;
 mod cluster;
-pub mod controllers;
+mod controllers;
 mod kinds;
 mod openapi;
 mod patch;
@@ -30,5 +30,5 @@ mod store;
 pub mod tables;
 mod validate;
 
-pub use cluster::{DevCluster, Error, Options};
+pub use cluster::{DevCluster, Error, KubeletStreams, Options};
 pub use pki::PkiError;

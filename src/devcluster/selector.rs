@@ -95,11 +95,15 @@ impl Label {
 /// The one object that a field selector leaves, which is what authorization then is about: a role may grant lists and
 /// watches of objects by name. apiserver: `RequestInfoFactory`.
 pub(crate) fn required_name(fields: &str) -> Option<&str> {
+    required(fields, "metadata.name")
+        .filter(|value| !value.is_empty() && !matches!(*value, "." | "..") && !value.contains(['/', '%']))
+}
+
+/// The value that a field selector demands of a field.
+pub(crate) fn required<'a>(fields: &'a str, name: &str) -> Option<&'a str> {
     fields.split(',').find_map(|part| {
         let (field, value) = part.split_once("==").or_else(|| part.split_once('='))?;
-        let value = value.trim();
-        let is_name = !value.is_empty() && !matches!(value, "." | "..") && !value.contains(['/', '%']);
-        (field.trim() == "metadata.name" && is_name).then_some(value)
+        (field.trim() == name).then_some(value.trim())
     })
 }
 

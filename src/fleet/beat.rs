@@ -25,6 +25,8 @@ use crate::telemetry::metrics::metrics;
 
 /// Of a Lease that could not be renewed: soon, since it is good for only 40 s.
 pub(super) const BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(5) };
+/// Beats come in small groups, five a second, instead of one by one.
+pub(super) const GRID: Duration = Duration::from_millis(200);
 /// Renewals under way at a time.
 const BEATS: usize = 32;
 /// Probes under way at a time. Hanging providers hold their places only for the deadline.

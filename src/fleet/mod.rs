@@ -77,6 +77,8 @@ pub struct FleetConfig {
     pub kubelet_ports: RangeInclusive<u16>,
     /// How long a provider may be unreachable before its Node is NotReady.
     pub provider_grace: Duration,
+    /// Limits of exec, attach and port-forward.
+    pub streams: crate::kubelet::StreamOptions,
 }
 
 /// Why the fleet ended.
@@ -121,7 +123,8 @@ pub async fn run(
     synced.not_ready("the VirtualNodes have not been listed yet");
     let auth = Auth::new(client.clone(), AuthOptions::default());
     let certs = ServingCerts::self_signed(&[config.node_ip.to_string(), "localhost".into()])?;
-    let kubelet = KubeletServer::new(auth.clone(), certs, crate::kubelet::KubeletOptions::default());
+    let options = crate::kubelet::KubeletOptions { streams: config.streams.clone(), ..Default::default() };
+    let kubelet = KubeletServer::new(auth.clone(), certs, options);
     let queue = WorkQueue::new(Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) });
     let pods = PodController::new(client.clone(), PodConfig { on_counts: on_counts(&queue), ..PodConfig::default() });
     let (store, writer) = reflector::store();
@@ -129,8 +132,8 @@ pub async fn run(
     let fleet = Arc::new(Fleet {
         ports: Ports::new(config.kubelet_ports.clone()),
         events: EventWriter::new(client.clone()),
-        beats: WorkQueue::new(beat::BACKOFF),
-        probes: WorkQueue::new(beat::BACKOFF),
+        beats: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID),
+        probes: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID),
         nodes: LiveNodes::default(),
         agents: RwLock::default(),
         virtual_nodes: store,

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::listeners::Port;
+use super::stream::Takeover;
 use super::{KubeletServer, handler};
 use crate::telemetry::metrics::metrics;
 
@@ -70,13 +71,15 @@ pub(super) async fn serve(
 
     let options = &server.options;
     let activity = Arc::new(Activity::default());
+    let takeover = Takeover::default();
     let service = {
-        let (server, port, activity) = (server.clone(), port.clone(), activity.clone());
+        let (server, port, activity, takeover) = (server.clone(), port.clone(), activity.clone(), takeover.clone());
         hyper::service::service_fn(move |request: Request<Incoming>| {
             let (server, port, certificates) = (server.clone(), port.clone(), certificates.clone());
+            let takeover = takeover.clone();
             let busy = Busy::new(activity.clone());
             async move {
-                let answer = handler::answer(&server, &port, request, &certificates).await;
+                let answer = handler::answer(&server, &port, request, &certificates, &takeover).await;
                 Ok::<_, Infallible>(answer.map(|body| Tracked { body, _busy: busy }))
             }
         })
@@ -102,7 +105,7 @@ pub(super) async fn serve(
                 if let Err(error) = ended {
                     tracing::debug!(%peer, node, %error, "a kubelet connection broke");
                 }
-                return;
+                break;
             }
             () = port.closed.cancelled(), if !closing => {
                 closing = true;
@@ -115,6 +118,10 @@ pub(super) async fn serve(
             }
             () = tokio::time::sleep(options.handshake_timeout), if idled && activity.open.load(Ordering::Acquire) == 0 => return,
         }
+    }
+    // HTTP is over. What took its place keeps this task, and with it the client's place among the connections.
+    if let Some(session) = takeover.take() {
+        session.await;
     }
 }
 
@@ -182,6 +189,11 @@ impl Body for Tracked {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// An answer's body without anything in it.
+pub(super) fn empty() -> AnswerBody {
+    UnsyncBoxBody::new(http_body_util::BodyExt::map_err(http_body_util::Empty::new(), |never| match never {}))
 }
 
 /// A whole answer of text.

@@ -11,6 +11,7 @@ use super::auth::{Denied, User};
 use super::connection::{AnswerBody, text};
 use super::listeners::Port;
 use super::route::Route;
+use super::stream::{self, Takeover};
 use super::{KubeletServer, NodeBackend, logs, pods, stats};
 use crate::provider::ProviderError;
 use crate::telemetry::metrics::{CONTENT_TYPE, KubeletLabels, metrics};
@@ -73,14 +74,19 @@ pub(super) async fn within<T>(
 pub(super) async fn answer<B>(
     server: &Arc<KubeletServer>,
     port: &Port,
-    request: Request<B>,
+    mut request: Request<B>,
     certificates: &[CertificateDer<'static>],
+    takeover: &Takeover,
 ) -> Response<AnswerBody> {
+    let on_upgrade = hyper::upgrade::on(&mut request);
     let route = Route::of(request.uri().path());
     let answered = match allowed(server, &*port.backend, &route, &request, certificates).await {
         Ok(user) => {
             tracing::trace!(user = %user.name, node = port.backend.name(), route = route.name(), "a kubelet request");
-            dispatch(server, port, &route, &request).await
+            match &route {
+                Route::Session(session) => stream::session(server, port, takeover, session, &request, on_upgrade).await,
+                _ => dispatch(server, port, &route, &request).await,
+            }
         }
         Err(denied) => Err(denied.into()),
     };
@@ -106,9 +112,6 @@ async fn allowed<B>(
 
 async fn dispatch<B>(server: &Arc<KubeletServer>, port: &Port, route: &Route<'_>, request: &Request<B>) -> Answered {
     let backend = &port.backend;
-    if let Route::Session(what) = route {
-        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported by this node yet\n")));
-    }
     if let Route::Unknown(_) = route {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "404 page not found\n"));
     }

@@ -2,8 +2,8 @@
 //!
 //! A connection comes in at a node's own port (`listeners`, `server`) and is served within its limits
 //! (`connection`); its requests are named (`route`), the caller is identified and its right to ask is
-//! established ([`auth`]); only then is the node looked at and one of `logs`, `stats` or `pods` answers
-//! through the node's [`NodeBackend`] (`handler`).
+//! established ([`auth`]); only then is the node looked at and one of `logs`, `stats`, `pods` or `stream`
+//! answers through the node's [`NodeBackend`] (`handler`).
 //!
 //! All nodes share one acceptor task, one TLS identity and one set of caches: a listener costs a socket
 //! and a few hundred bytes.
@@ -17,6 +17,7 @@ mod pods;
 mod route;
 mod server;
 mod stats;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::provider::{PodRef, Provider};
 
 pub use server::{KubeletServer, Listening};
+pub use stream::StreamOptions;
 
 /// What the kubelet API needs to know of one node.
 #[async_trait]
@@ -74,6 +76,8 @@ pub struct KubeletOptions {
     pub provider_timeout: Duration,
     /// How long open requests may go on after the shutdown began.
     pub drain_timeout: Duration,
+    /// Limits of exec, attach and port-forward.
+    pub streams: StreamOptions,
 }
 
 impl Default for KubeletOptions {
@@ -86,6 +90,7 @@ impl Default for KubeletOptions {
             idle_timeout: Duration::from_secs(120),
             provider_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            streams: StreamOptions::default(),
         }
     }
 }

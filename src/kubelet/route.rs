@@ -23,9 +23,62 @@ pub(super) enum Route<'a> {
     /// `/containerLogs/{namespace}/{pod}/{container}`
     ContainerLogs { namespace: &'a str, pod: &'a str, container: &'a str },
     /// `/exec/…`, `/attach/…`, `/portForward/…`, `/run/…`
-    Session(&'static str),
+    Session(SessionRoute<'a>),
     /// Anything else, in the part of the API that its first segment names.
     Unknown(Area),
+}
+
+/// Something to talk to in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SessionRoute<'a> {
+    pub(super) kind: SessionKind,
+    pub(super) namespace: &'a str,
+    pub(super) pod: &'a str,
+    /// The pod's uid, when the path names it.
+    pub(super) uid: Option<&'a str>,
+    /// The container; `None` for a port-forward.
+    pub(super) container: Option<&'a str>,
+}
+
+/// Kinds of sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionKind {
+    Exec,
+    Attach,
+    PortForward,
+    Run,
+}
+
+impl SessionKind {
+    fn of(segment: &str) -> Option<Self> {
+        [Self::Exec, Self::Attach, Self::PortForward, Self::Run].into_iter().find(|kind| kind.name() == segment)
+    }
+
+    /// The first segment of its path, which also names it in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portForward",
+            Self::Run => "run",
+        }
+    }
+}
+
+impl<'a> SessionRoute<'a> {
+    fn of(segments: &[&'a str]) -> Option<Self> {
+        let (first, rest) = segments.split_first()?;
+        let kind = SessionKind::of(first)?;
+        let (namespace, pod, uid, container) = match (kind, rest) {
+            (SessionKind::PortForward, [namespace, pod]) => (namespace, pod, None, None),
+            (SessionKind::PortForward, [namespace, pod, uid]) => (namespace, pod, Some(*uid), None),
+            (SessionKind::PortForward, _) => return None,
+            (_, [namespace, pod, container]) => (namespace, pod, None, Some(*container)),
+            (_, [namespace, pod, uid, container]) => (namespace, pod, Some(*uid), Some(*container)),
+            _ => return None,
+        };
+        Some(Self { kind, namespace, pod, uid, container })
+    }
 }
 
 /// Parts of the API that have a right of their own.
@@ -64,11 +117,7 @@ impl<'a> Route<'a> {
             ["statusz"] => Self::Unknown(Area::Statusz),
             ["flagz"] => Self::Unknown(Area::Flagz),
             ["containerLogs", namespace, pod, container] => Self::ContainerLogs { namespace, pod, container },
-            ["exec", _, _, _] | ["exec", _, _, _, _] => Self::Session("exec"),
-            ["attach", _, _, _] | ["attach", _, _, _, _] => Self::Session("attach"),
-            ["portForward", _, _] | ["portForward", _, _, _] => Self::Session("portForward"),
-            ["run", _, _, _] | ["run", _, _, _, _] => Self::Session("run"),
-            _ => Self::Unknown(Area::Other),
+            ref other => SessionRoute::of(other).map_or(Self::Unknown(Area::Other), Self::Session),
         }
     }
 
@@ -116,7 +165,7 @@ impl<'a> Route<'a> {
             Self::Metrics => "metrics",
             Self::MetricsResource => "metrics/resource",
             Self::ContainerLogs { .. } => "containerLogs",
-            Self::Session(name) => name,
+            Self::Session(session) => session.kind.name(),
             Self::Unknown(_) => "unknown",
         }
     }
@@ -128,7 +177,10 @@ mod tests {
 
     #[test]
     fn every_path_has_one_meaning_and_the_right_that_goes_with_it() {
+        use SessionKind::{Attach, Exec, PortForward, Run};
         let logs = Route::ContainerLogs { namespace: "ns", pod: "p", container: "c" };
+        let session =
+            |kind, uid, container| Route::Session(SessionRoute { kind, namespace: "ns", pod: "p", uid, container });
         for (path, route, rights) in [
             ("/healthz", Route::Healthz, &["healthz", "proxy"][..]),
             ("/healthz/", Route::Healthz, &["healthz", "proxy"]),
@@ -148,10 +200,17 @@ mod tests {
             ("/containerLogs/ns/../c", Route::Unknown(Area::Other), &["proxy"]),
             ("/containerLogs/ns//c", Route::Unknown(Area::Other), &["proxy"]),
             ("/containerLogs/ns/p/c/d/e/f/g/h", Route::Unknown(Area::Other), &["proxy"]),
-            ("/exec/ns/p/c", Route::Session("exec"), &["proxy"]),
-            ("/exec/ns/p/uid/c", Route::Session("exec"), &["proxy"]),
-            ("/portForward/ns/p", Route::Session("portForward"), &["proxy"]),
-            ("/run/ns/p/c", Route::Session("run"), &["proxy"]),
+            ("/exec/ns/p/c", session(Exec, None, Some("c")), &["proxy"]),
+            ("/exec/ns/p/uid/c", session(Exec, Some("uid"), Some("c")), &["proxy"]),
+            ("/attach/ns/p/c", session(Attach, None, Some("c")), &["proxy"]),
+            ("/attach/ns/p/uid/c/", session(Attach, Some("uid"), Some("c")), &["proxy"]),
+            ("/portForward/ns/p", session(PortForward, None, None), &["proxy"]),
+            ("/portForward/ns/p/uid", session(PortForward, Some("uid"), None), &["proxy"]),
+            ("/portForward/ns/p/uid/c", Route::Unknown(Area::Other), &["proxy"]),
+            ("/portForward/ns", Route::Unknown(Area::Other), &["proxy"]),
+            ("/exec/ns/p", Route::Unknown(Area::Other), &["proxy"]),
+            ("/exec/ns/p/uid/c/more", Route::Unknown(Area::Other), &["proxy"]),
+            ("/run/ns/p/c", session(Run, None, Some("c")), &["proxy"]),
             ("/", Route::Unknown(Area::Other), &["proxy"]),
             ("", Route::Unknown(Area::Other), &["proxy"]),
             ("*", Route::Unknown(Area::Other), &["proxy"]),

@@ -15,6 +15,9 @@ use crate::provider::NodeDescription;
 
 /// The Kubernetes version whose kubelet we behave like.
 const KUBERNETES: &str = "v1.36.0";
+/// What the node can do beyond what every node can, sorted. API servers pass WebSockets on to nodes that
+/// declare it, and speak SPDY to the others.
+const DECLARED_FEATURES: [&str; 1] = ["ExtendWebSocketsToKubelet"];
 /// What a node has when neither the VirtualNode nor the provider says.
 const DEFAULT_CAPACITY: [(&str, &str); 4] =
     [("cpu", "4"), ("memory", "16Gi"), ("ephemeral-storage", "100Gi"), ("pods", "110")];
@@ -153,6 +156,7 @@ pub fn status(
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(endpoint.port) }),
         }),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).into()),
         node_info: Some(info),
         ..NodeStatus::default()
     }
@@ -285,6 +289,15 @@ mod tests {
         let allocatable = status.allocatable.unwrap();
         assert_eq!((quantity(&allocatable, "cpu"), quantity(&allocatable, "memory")), ("7500m".into(), "1Gi".into()));
         assert_eq!(status.addresses.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn declared_features_are_sorted_and_name_websockets() {
+        assert!(DECLARED_FEATURES.is_sorted());
+        let endpoint = Endpoint { ip: [10, 0, 0, 1].into(), port: 20000 };
+        let readiness = Readiness { ready: true, reason: "R".into(), message: String::new() };
+        let status = status(&virtual_node(json!({})), None, &endpoint, &readiness, &[], Timestamp::UNIX_EPOCH);
+        assert_eq!(status.declared_features.unwrap(), ["ExtendWebSocketsToKubelet"]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ struct State {
     events: Vec<(String, String)>,
     down: bool,
     refusing_writes: bool,
+    /// How many ConfigMaps and Secrets were asked for.
+    reads: usize,
     /// Paths of tokens that were asked for.
     tokens: Vec<String>,
     token_seconds: u64,
@@ -95,6 +97,10 @@ impl FakeApi {
     /// Tokens are good for so long; their text is their number.
     pub fn set_token_seconds(&self, seconds: u64) {
         self.0.lock().unwrap().token_seconds = seconds;
+    }
+
+    pub fn reads(&self) -> usize {
+        self.0.lock().unwrap().reads
     }
 
     pub fn tokens(&self) -> Vec<String> {
@@ -219,10 +225,14 @@ impl FakeApi {
                 state.tell("DELETED", &pod);
                 ok(pod)
             }
-            (&Method::GET, _) => match self.0.lock().unwrap().objects.get(parts.uri.path()) {
-                Some(object) => ok(object.clone()),
-                None => status(404, "NotFound"),
-            },
+            (&Method::GET, _) => {
+                let mut state = self.0.lock().unwrap();
+                state.reads += 1;
+                match state.objects.get(parts.uri.path()) {
+                    Some(object) => ok(object.clone()),
+                    None => status(404, "NotFound"),
+                }
+            }
             _ => status(405, "MethodNotAllowed"),
         }
     }

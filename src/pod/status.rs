@@ -355,7 +355,8 @@ fn conditions(s: &Situation<'_>, new: &mut PodStatus) {
     ];
     let mut conditions = new.conditions.take().unwrap_or_default();
     let infeasible = "the provider cannot change the resources of a running pod; delete it to apply them".to_owned();
-    let resize = (s.resize == Resize::Refused).then(|| (RESIZE_PENDING, (true, Some("Infeasible"), Some(infeasible))));
+    let resize =
+        (s.resize == Resize::Refused).then_some((RESIZE_PENDING, (true, Some("Infeasible"), Some(infeasible))));
     if s.resize == Resize::Unchanged {
         conditions.retain(|c| c.type_ != RESIZE_PENDING);
     }

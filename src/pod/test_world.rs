@@ -100,6 +100,9 @@ pub(super) fn delete(pod: &mut Value, grace: u64) {
     pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
 }
 
+/// A pod as it was handed over, and the volumes that were said to have changed.
+pub(super) type Handed = (ResolvedPod, Option<Vec<String>>);
+
 /// A provider whose faults a test decides.
 #[derive(Default)]
 pub(super) struct Faulty {
@@ -113,7 +116,7 @@ pub(super) struct Faulty {
     /// In place of the simulator's.
     pub capabilities: Option<Capabilities>,
     /// Each pod as it was last handed over, with the volumes that were said to have changed.
-    pub given: Mutex<Vec<(ResolvedPod, Option<Vec<String>>)>>,
+    pub given: Mutex<Vec<Handed>>,
 }
 
 impl Faulty {
@@ -129,7 +132,7 @@ impl Faulty {
     }
 
     /// The pod as it was last handed over.
-    pub fn last(&self) -> (ResolvedPod, Option<Vec<String>>) {
+    pub fn last(&self) -> Handed {
         self.given.lock().unwrap().last().cloned().expect("a pod was handed over")
     }
 

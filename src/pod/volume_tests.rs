@@ -325,3 +325,54 @@ async fn pull_secrets_are_handed_over_and_a_missing_one_is_told() {
     w.until("the other is told", |api| api.event_reasons().contains(&"FailedToRetrieveImagePullSecret".to_owned()))
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_a_provider_that_kept_its_pods_gets_all_files_once_more() {
+    let w = World::new();
+    let provider = live(&w);
+    config_map(&w, "c", json!({"k": "1"}));
+    let mut p = pod("a", "u1", "n1");
+    p["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "c"}}, {"name": "d", "emptyDir": {}}]);
+    w.api.put(p);
+    w.until_phase("a", "Running").await;
+    let api = w.api.clone();
+    drop(w);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    api.cut_watches(false);
+
+    let w = World::with(api);
+    config_map(&w, "c", json!({"k": "changed while nobody looked"}));
+    w.add("n1", provider.clone());
+    w.until("the files are there", |_| provider.last().1 == Some(vec!["v".to_owned()])).await;
+    assert_eq!(listing(&provider.last().0, "v"), ["k 644 changed while nobody looked"]);
+    w.settle().await;
+    let handed_over = provider.given.lock().unwrap().len();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(provider.given.lock().unwrap().len(), handed_over, "and followed from then on, without a word");
+    assert_eq!(provider.creates.load(SeqCst), 1);
+}
+
+/// What a rollout costs: a thousand pods with an environment and a volume of their own each.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_pods_with_a_config_map_each_read_each_once() {
+    let w = World::new();
+    let provider = live(&w);
+    w.settle().await;
+    for n in 0..1000 {
+        config_map(&w, &format!("c{n}"), json!({"k": "v"}));
+    }
+    let before = w.api.reads();
+    for n in 0..1000 {
+        let mut p = pod(&format!("p{n}"), &format!("u{n}"), "n1");
+        p["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": format!("c{n}")}}]);
+        p["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": format!("c{n}")}}]);
+        w.api.put(p);
+    }
+    w.until("all run", |api| (0..1000).all(|n| api.phase(&format!("p{n}")).as_deref() == Some("Running"))).await;
+    assert_eq!(provider.creates.load(SeqCst), 1000);
+    assert_eq!(w.api.reads() - before, 1000, "once for both");
+    let before = w.api.reads();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let looks = w.api.reads() - before;
+    assert!((4000..6500).contains(&looks), "{looks} looks in 100 s: each every 20 s, never faster");
+}

@@ -1,5 +1,7 @@
-//! Who is asking, and may they: client certificates, service account tokens, impersonation, RBAC.
+//! Who is asking, and may they: client certificates, service account tokens, impersonation, nodes, RBAC.
 
+pub(crate) mod escalation;
+pub(crate) mod node;
 pub(crate) mod rbac;
 pub(crate) mod roles;
 pub(crate) mod tokens;
@@ -7,6 +9,7 @@ pub(crate) mod tokens;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// An authenticated user. RBAC and reviews see nothing else of a request's credentials.
@@ -31,7 +34,9 @@ impl User {
         let mut groups: Vec<String> =
             subject.iter_organization().filter_map(|o| o.as_str().ok().map(Into::into)).collect();
         groups.push("system:authenticated".into());
-        Some(Self { name, groups, ..Self::default() })
+        let digest = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let id = ("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("X509SHA256={digest}")]);
+        Some(Self { name, groups, extra: [id].into(), ..Self::default() })
     }
 
     pub(crate) fn in_group(&self, group: &str) -> bool {
@@ -73,11 +78,19 @@ pub(crate) struct Action<'a> {
     pub(crate) subresource: &'a str,
     pub(crate) namespace: &'a str,
     pub(crate) name: &'a str,
+    /// The node that a field selector of pods asks for.
+    pub(crate) node: &'a str,
     /// Set for requests that are not about resources.
     pub(crate) path: Option<&'a str>,
 }
 
 impl Action<'_> {
+    /// The sentence after "is forbidden: ", with the authorizer's reason when it gave one.
+    pub(crate) fn denial_because(&self, user: &User, reason: &str) -> String {
+        let denial = self.denial(user);
+        if reason.is_empty() { denial } else { format!("{denial}: {reason}") }
+    }
+
     /// The sentence after "is forbidden: ".
     pub(crate) fn denial(&self, user: &User) -> String {
         let who = format!("User {:?} cannot {}", user.name, self.verb);

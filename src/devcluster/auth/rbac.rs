@@ -1,10 +1,13 @@
 //! RBAC: roles and bindings compiled into rules, compiled again after any of them changed.
+//!
+//! [`Authorizer`] asks the Node authorizer first, as kube-apiserver does with `--authorization-mode=Node,RBAC`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use super::node::{self, Opinion};
 use super::{Action, User};
 use crate::store::{Range, Resource, ResourceId, Store};
 
@@ -13,11 +16,11 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 /// One policy rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Rule {
-    verbs: Vec<String>,
-    groups: Vec<String>,
-    resources: Vec<String>,
-    names: Vec<String>,
-    paths: Vec<String>,
+    pub(crate) verbs: Vec<String>,
+    pub(crate) groups: Vec<String>,
+    pub(crate) resources: Vec<String>,
+    pub(crate) names: Vec<String>,
+    pub(crate) paths: Vec<String>,
 }
 
 impl Rule {
@@ -77,12 +80,23 @@ impl Rule {
 struct Grant {
     namespace: Option<Box<str>>,
     rules: Arc<[Rule]>,
+    /// The binding, the role and the subject, as reviews name them.
+    because: Box<str>,
+}
+
+/// Whether something is allowed, and what reviews and denials say of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Decision {
+    pub(crate) allowed: bool,
+    pub(crate) reason: String,
 }
 
 #[derive(Debug, Default)]
 struct Policy {
     users: HashMap<String, Vec<Grant>>,
     groups: HashMap<String, Vec<Grant>>,
+    /// Rules of the role `system:node`, which the Node authorizer gives to every node.
+    node: Arc<[Rule]>,
 }
 
 /// Answers whether a user may do something.
@@ -100,18 +114,42 @@ impl Authorizer {
     }
 
     pub(crate) fn allows(&self, user: &User, action: &Action<'_>) -> bool {
-        user.in_group("system:masters")
-            || self.policy().grants(user).any(|grant| {
-                let here = grant.namespace.as_deref().is_none_or(|ns| action.path.is_none() && ns == action.namespace);
-                here && grant.rules.iter().any(|rule| rule.allows(action))
-            })
+        self.decide(user, action).allowed
+    }
+
+    /// Asks the Node authorizer, then RBAC; either may allow.
+    pub(crate) fn decide(&self, user: &User, action: &Action<'_>) -> Decision {
+        let allowed = |reason: String| Decision { allowed: true, reason };
+        if user.in_group("system:masters") {
+            return allowed(String::new());
+        }
+        let policy = self.policy();
+        let refused = match node::opinion(&self.store, user, action) {
+            Opinion::Allowed => return allowed(String::new()),
+            Opinion::ByRules if policy.node.iter().any(|rule| rule.allows(action)) => return allowed(String::new()),
+            Opinion::Refused(reason) => reason,
+            Opinion::ByRules | Opinion::None => String::new(),
+        };
+        let granted = policy.grants(user).find(|grant| {
+            let here = grant.namespace.as_deref().is_none_or(|ns| action.path.is_none() && ns == action.namespace);
+            here && grant.rules.iter().any(|rule| rule.allows(action))
+        });
+        match granted {
+            Some(grant) => allowed(format!("RBAC: allowed by {}", grant.because)),
+            None => Decision { allowed: false, reason: refused },
+        }
+    }
+
+    /// The rules that hold for a user in a namespace, or cluster-wide when it is empty.
+    pub(crate) fn held(&self, user: &User, namespace: &str) -> Vec<Rule> {
+        let policy = self.policy();
+        let granted = policy.grants(user).filter(|g| g.namespace.as_deref().is_none_or(|ns| ns == namespace));
+        granted.flat_map(|grant| grant.rules.iter().cloned()).collect()
     }
 
     /// Resource rules and non-resource rules of a user in a namespace.
     pub(crate) fn rules(&self, user: &User, namespace: &str) -> (Vec<Value>, Vec<Value>) {
-        let policy = self.policy();
-        let granted = policy.grants(user).filter(|g| g.namespace.as_deref().is_none_or(|ns| ns == namespace));
-        let mut rules: Vec<Rule> = granted.flat_map(|grant| grant.rules.iter().cloned()).collect();
+        let mut rules = self.held(user, namespace);
         if user.in_group("system:masters") {
             let all = || vec!["*".to_owned()];
             rules.push(Rule { verbs: all(), groups: all(), resources: all(), ..Rule::default() });
@@ -142,7 +180,8 @@ impl Authorizer {
         let namespace = |value: &Value| value["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
         let cluster_roles: HashMap<_, _> = cluster_roles.iter().map(|r| (name(r), rules(r))).collect();
         let roles: HashMap<_, _> = roles.iter().map(|r| ((namespace(r), name(r)), rules(r))).collect();
-        let mut policy = Policy::default();
+        let mut policy =
+            Policy { node: cluster_roles.get("system:node").cloned().unwrap_or_default(), ..Policy::default() };
         for binding in &cluster_bindings {
             if let Some(rules) = cluster_roles.get(binding["roleRef"]["name"].as_str().unwrap_or_default()) {
                 policy.grant(binding, None, rules);
@@ -166,6 +205,20 @@ impl Policy {
     fn grant(&mut self, binding: &Value, namespace: Option<&str>, rules: &Arc<[Rule]>) {
         for subject in binding["subjects"].as_array().into_iter().flatten() {
             let name = subject["name"].as_str().unwrap_or_default().to_owned();
+            let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+            let to = match subject["kind"].as_str() {
+                Some("ServiceAccount") => {
+                    let ns = subject["namespace"].as_str().or(namespace).unwrap_or_default();
+                    format!("ServiceAccount {:?}", format!("{name}/{ns}"))
+                }
+                kind => format!("{} {name:?}", kind.unwrap_or("User")),
+            };
+            let by = match namespace {
+                Some(ns) => format!("RoleBinding {:?}", format!("{}/{ns}", text(&binding["metadata"]["name"]))),
+                None => format!("ClusterRoleBinding {:?}", text(&binding["metadata"]["name"])),
+            };
+            let role = &binding["roleRef"];
+            let because = format!("{by} of {} {:?} to {to}", text(&role["kind"]), text(&role["name"])).into();
             let (list, name) = match subject["kind"].as_str() {
                 Some("Group") => (&mut self.groups, name),
                 Some("ServiceAccount") => {
@@ -174,7 +227,11 @@ impl Policy {
                 }
                 _ => (&mut self.users, name),
             };
-            list.entry(name).or_default().push(Grant { namespace: namespace.map(Into::into), rules: rules.clone() });
+            list.entry(name).or_default().push(Grant {
+                namespace: namespace.map(Into::into),
+                rules: rules.clone(),
+                because,
+            });
         }
     }
 

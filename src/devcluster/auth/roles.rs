@@ -43,6 +43,28 @@ fn chain(mut aggregate: Value, into: &str) -> Value {
     aggregate
 }
 
+/// Whose client certificate requests for nodes are approved without a human. Bound to nobody at first.
+fn signers(name: &str, subresource: &str) -> Value {
+    let resource = format!("certificatesigningrequests/{subresource}");
+    role(name, vec![rule(&["create"], "certificates.k8s.io", &[&resource])])
+}
+
+fn approver(signer: &str) -> Value {
+    let mut rule = rule(&["approve"], "certificates.k8s.io", &["signers"]);
+    rule["resourceNames"] = json!([format!("kubernetes.io/{signer}")]);
+    role(&format!("system:certificates.k8s.io:{signer}-approver"), vec![rule])
+}
+
+/// What metrics-server brings along: usage may be seen by all who may see pods.
+fn metrics_reader() -> Value {
+    let mut role = role("system:aggregated-metrics-reader", vec![rule(READ, "metrics.k8s.io", &["pods", "nodes"])]);
+    role["metadata"]["labels"] = json!({"k8s-app": "metrics-server"});
+    for of in ["view", "edit", "admin"] {
+        role["metadata"]["labels"][format!("{AGGREGATE}{of}")] = "true".into();
+    }
+    role
+}
+
 pub(crate) fn cluster_roles() -> Vec<Value> {
     let node = vec![
         rule(&["create", "get", "list", "watch", "delete", "patch", "update"], "", &["nodes"]),
@@ -55,6 +77,8 @@ pub(crate) fn cluster_roles() -> Vec<Value> {
         rule(&["create", "patch", "update"], "", &["events"]),
         rule(&["create", "patch", "update"], "events.k8s.io", &["events"]),
         rule(&["create", "delete", "get", "patch", "update"], "coordination.k8s.io", &["leases"]),
+        rule(&["get", "patch", "update"], "", &["persistentvolumeclaims/status"]),
+        rule(&["create", "delete", "get", "patch", "update"], "storage.k8s.io", &["csinodes"]),
         rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
         rule(&["create"], "authorization.k8s.io", &["localsubjectaccessreviews", "subjectaccessreviews"]),
         rule(READ, "node.k8s.io", &["runtimeclasses"]),
@@ -130,10 +154,16 @@ pub(crate) fn cluster_roles() -> Vec<Value> {
             ],
         ),
         role("system:node", node),
+        metrics_reader(),
         role(
             "system:node-bootstrapper",
             vec![rule(&["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"])],
         ),
+        signers("system:certificates.k8s.io:certificatesigningrequests:nodeclient", "nodeclient"),
+        signers("system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "selfnodeclient"),
+        approver("kube-apiserver-client"),
+        approver("kube-apiserver-client-kubelet"),
+        approver("kubelet-serving"),
         role(
             "system:service-account-issuer-discovery",
             vec![paths(&[
@@ -264,7 +294,8 @@ pub(crate) fn cluster_bindings() -> Vec<Value> {
         bind("system:public-info-viewer", &["system:authenticated", "system:unauthenticated"]),
         bind("system:monitoring", &["system:monitoring"]),
         bind("system:service-account-issuer-discovery", &["system:serviceaccounts"]),
-        bind("system:node", &["system:nodes"]),
+        // The Node authorizer gives nodes their rules; the binding is there, as in Kubernetes, and binds nobody.
+        bind("system:node", &[]),
     ]
 }
 

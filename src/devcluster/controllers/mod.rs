@@ -6,6 +6,7 @@
 //!
 //! [`run_all`] runs them until told to stop. Decisions are pure functions beside the code that carries them out.
 
+mod certificates;
 mod daemon_set;
 mod deployment;
 mod discovery;
@@ -29,18 +30,21 @@ mod world;
 
 use std::panic::AssertUnwindSafe;
 
+use std::sync::Arc;
+
 use futures::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::world::{Task, World};
+use crate::pki::Authority;
 
 /// Runs all controllers until `shutdown`, and returns when all of them have stopped.
 ///
-/// `root_ca_pem` is the CA of the API server's certificate, published in every namespace. A failing reconcile is tried
+/// The authority signs certificates, and its own is published in every namespace. A failing reconcile is tried
 /// again with back-off by its key and never disturbs another controller.
-pub async fn run_all(client: kube::Client, shutdown: CancellationToken, root_ca_pem: String) {
-    let world = World::new(client, root_ca_pem);
+pub(crate) async fn run_all(client: kube::Client, shutdown: CancellationToken, authority: Arc<Authority>) {
+    let world = World::new(client, authority.certificate_pem.clone());
     let mut tasks = JoinSet::new();
     let mut go = |name: &'static str, task: Task| {
         let shutdown = shutdown.clone();
@@ -66,6 +70,7 @@ pub async fn run_all(client: kube::Client, shutdown: CancellationToken, root_ca_
     go("deployment", Box::pin(deployment::start(&world)));
     go("job", Box::pin(job::start(&world)));
     go("disruption", Box::pin(disruption::start(&world)));
+    go("certificates", Box::pin(certificates::start(&world, authority)));
     go("daemon-set", Box::pin(daemon_set::start(&world)));
     go("stateful-set", Box::pin(stateful_set::start(&world)));
     go("endpoint-slice", Box::pin(endpoints::start(&world)));

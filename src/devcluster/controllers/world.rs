@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -48,6 +49,7 @@ pub(crate) struct World {
     pub(crate) jobs: Arc<Informer<Job>>,
     pub(crate) services: Arc<Informer<Service>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
+    pub(crate) signing_requests: Arc<Informer<CertificateSigningRequest>>,
     pods_on: std::sync::Mutex<HashMap<String, HashSet<Key>>>,
     pods_of: std::sync::Mutex<HashMap<String, HashSet<Key>>>,
     events: mpsc::Sender<Event>,
@@ -73,6 +75,7 @@ impl World {
             jobs: Informer::new(),
             services: Informer::new(),
             budgets: Informer::new(),
+            signing_requests: Informer::new(),
             pods_on: std::sync::Mutex::default(),
             pods_of: std::sync::Mutex::default(),
             events,
@@ -141,6 +144,7 @@ impl World {
             watch(c, &self.jobs, all()),
             watch(c, &self.services, all()),
             watch(c, &self.budgets, all()),
+            watch(c, &self.signing_requests, all()),
         ]
     }
 

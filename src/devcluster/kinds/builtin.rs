@@ -25,6 +25,7 @@ struct Row {
 type Sub = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
 
 const RW: &[&str] = &["get", "patch", "update"];
+const READ: &[&str] = &["get", "list"];
 const CREATE: &[&str] = &["create"];
 const CONNECT: &[&str] = &["create", "get"];
 const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
@@ -194,7 +195,8 @@ const ROWS: &[Row] = &[
         .short(&["svc"])
         .all()
         .status()
-        .fields(&[("spec.clusterIP", ""), ("spec.type", "")]),
+        .fields(&[("spec.clusterIP", ""), ("spec.type", "")])
+        .subs(&[("proxy", "", "v1", "ServiceProxyOptions", PROXY)]),
     row("apiregistration.k8s.io", "v1", "APIService", "apiservices", C)
         .of("kube-aggregator.pkg.apis.apiregistration.v1")
         .categories(&["api-extensions"])
@@ -266,6 +268,8 @@ const ROWS: &[Row] = &[
         .generation(),
     row("coordination.k8s.io", "v1", "Lease", "leases", N).of("api.coordination.v1"),
     row("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", C).of("api.node.v1"),
+    row("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes", C).verbs(READ),
+    row("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", N).verbs(READ),
     row("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", N).of("api.discovery.v1").generation(),
 ];
 

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::schema::{Schema, sources};
 
+pub(crate) mod protobuf;
 #[cfg(test)]
 mod tests;
 

@@ -135,7 +135,7 @@ impl Api {
             let resource = api.resource(GROUP, PLURAL);
             match resource.get(&Key::new("", &name)) {
                 Some(object) => api.settle(&object),
-                None => api.registry.set_custom(&name, Vec::new()),
+                None => api.serve(&name, Vec::new()),
             }
         };
         async move {
@@ -170,7 +170,7 @@ impl Api {
             if let Some(kind) = kinds.first() {
                 self.store.resource(&kind.storage).set_fields(&kind.fields);
             }
-            self.registry.set_custom(name, kinds);
+            self.serve(name, kinds);
         }
         let done = self.change_crd(name, "status", |old| {
             let mut crd = old.clone();
@@ -251,8 +251,14 @@ impl Api {
                 Ok(crd)
             }),
         );
-        self.registry.set_custom(name, Vec::new());
+        self.serve(name, Vec::new());
         self.store.forget(&id);
+    }
+
+    /// Serves these kinds as those of a CRD, and lists their groups.
+    fn serve(&self, crd: &str, kinds: Vec<Kind>) {
+        self.registry.set_custom(crd, kinds);
+        self.keep_api_services();
     }
 
     fn delete_instances(&self, kind: &Kind) {

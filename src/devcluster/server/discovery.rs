@@ -11,6 +11,7 @@ use super::Api;
 use super::http::{Answer, accepted, json as answer_json, json_bytes, not_acceptable};
 use crate::auth::tokens::ISSUER;
 use crate::kinds::{Kind, Kinds, Version};
+use crate::openapi::protobuf;
 use crate::status::{ApiError, Result};
 
 /// Documents made for a set of kinds, kept until the kinds change.
@@ -20,12 +21,12 @@ pub(crate) struct OpenApiCache {
 }
 
 impl OpenApiCache {
-    fn get(&self, name: &str, kinds: &Arc<Kinds>, make: impl FnOnce() -> Result<Value>) -> Result<bytes::Bytes> {
+    fn get(&self, name: &str, kinds: &Arc<Kinds>, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<bytes::Bytes> {
         let lock = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, _, bytes)) = lock().iter().find(|(n, of, _)| n == name && Arc::ptr_eq(of, kinds)) {
             return Ok(bytes.clone());
         }
-        let bytes: bytes::Bytes = make()?.to_string().into();
+        let bytes: bytes::Bytes = make()?.into();
         let mut made = lock();
         made.retain(|(n, of, _)| n != name && Arc::ptr_eq(of, kinds));
         made.push((name.into(), kinds.clone(), bytes.clone()));
@@ -219,8 +220,18 @@ fn takes_json(headers: &HeaderMap) -> Result<()> {
 }
 
 fn openapi_v2(api: &Api, kinds: &Arc<Kinds>, headers: &HeaderMap) -> Result<Answer> {
+    let document = || crate::openapi::v2(&infos(kinds, None));
+    let ranges = accepted(headers);
+    let protobuf = ranges.iter().position(|(media, _)| media == protobuf::ACCEPTED);
+    let json = ranges.iter().position(|(media, _)| media == "application/json");
+    if protobuf.is_some() && (json.is_none() || protobuf < json) {
+        let bytes = api.openapi.get("v2 protobuf", kinds, || Ok(protobuf::encode(&document())))?;
+        let mut answer = json_bytes(200, bytes);
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(protobuf::ANSWERED));
+        return Ok(answer);
+    }
     takes_json(headers)?;
-    let bytes = api.openapi.get("v2", kinds, || Ok(crate::openapi::v2(&infos(kinds, None))))?;
+    let bytes = api.openapi.get("v2", kinds, || Ok(document().to_string().into()))?;
     Ok(json_bytes(200, bytes))
 }
 
@@ -228,7 +239,8 @@ fn openapi_v3(api: &Api, kinds: &Arc<Kinds>, path: &str, headers: &HeaderMap) ->
     takes_json(headers)?;
     let rest = path.trim_start_matches("/openapi/v3").trim_matches('/');
     if rest.is_empty() {
-        let bytes = api.openapi.get("v3", kinds, || Ok(crate::openapi::v3_index(&infos(kinds, None))))?;
+        let bytes =
+            api.openapi.get("v3", kinds, || Ok(crate::openapi::v3_index(&infos(kinds, None)).to_string().into()))?;
         return Ok(json_bytes(200, bytes));
     }
     let api_version = rest.strip_prefix("apis/").or(rest.strip_prefix("api/")).unwrap_or(rest);
@@ -237,7 +249,7 @@ fn openapi_v3(api: &Api, kinds: &Arc<Kinds>, path: &str, headers: &HeaderMap) ->
         if infos.is_empty() {
             return Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
         }
-        Ok(crate::openapi::v3(api_version, &infos))
+        Ok(crate::openapi::v3(api_version, &infos).to_string().into())
     })?;
     Ok(json_bytes(200, bytes))
 }

@@ -14,9 +14,9 @@ use super::http::{Answer, content_type, failure, json as answer_json, parse, rea
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
-use super::{Api, Call, Written, proxy, reviews, scale, subresources, watch};
+use super::{Api, Call, Written, admission, metrics, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
-use crate::selector::required_name;
+use crate::selector::{required, required_name};
 use crate::status::{ApiError, Result};
 
 pub(crate) async fn handle(api: Arc<Api>, certified: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
@@ -69,6 +69,15 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         let body = read_body(body).await?;
         return reviews::answer(api, &call, &body);
     }
+    if &*call.kind.group == "metrics.k8s.io" {
+        if !call.kind.verbs.contains(&verb) {
+            return Err(not_allowed());
+        }
+        if !call.target.subresource.is_empty() {
+            return Err(missing());
+        }
+        return metrics::answer(api, &call).await;
+    }
     if !call.target.subresource.is_empty() && call.target.subresource != "status" {
         return subresource(api, call, parts, body).await;
     }
@@ -111,6 +120,9 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
             let options = delete_options(&call, body).await?;
             let mut write = call.write()?;
             write.dry_run = options.dry_run;
+            if let Some(object) = call.resource.get(&call.key()) {
+                admission::node::delete(&call.user, &call.kind, &object.value())?;
+            }
             let deleted = api.delete(&write, &call.key(), &options)?;
             Ok(answer_json(200, &Api::deletion_answer(&call.kind, &deleted)))
         }
@@ -134,6 +146,7 @@ fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<
     write.dry_run = options.dry_run;
     let mut items = Vec::with_capacity(page.objects.len());
     for object in &page.objects {
+        admission::node::delete(&call.user, &call.kind, &object.value())?;
         match api.delete(&write, &object.key, options) {
             Ok(Deleted::Gone(object) | Deleted::Pending(object)) => items.push(Api::served_value(&call.kind, &object)),
             // Somebody else was faster; that is what was asked for.
@@ -159,11 +172,9 @@ async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -
     }
     match name.as_str() {
         "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
-        "proxy" => proxy::node_or_pod(api, &call, parts, body).await,
-        "log" => proxy::log(api, &call).await,
-        "exec" | "attach" | "portforward" => {
-            Err(ApiError::new(501, "NotImplemented", format!("{name} through this API server is not supported yet")))
-        }
+        "proxy" => proxy::forward::forward(api, &call, parts, body).await,
+        "log" => proxy::log::log(api, &call).await,
+        "exec" | "attach" | "portforward" => proxy::stream::stream(api, &call, parts).await,
         _ => subresources::answer(api, &call, &parts.method, read_body(body).await?),
     }
 }
@@ -204,19 +215,33 @@ fn authenticate(api: &Api, certified: Option<&User>, headers: &HeaderMap) -> Res
 fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let groups: Vec<&str> = headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).collect();
-    let Some(name) = header("impersonate-user") else {
-        return match groups.is_empty() {
-            true => Ok(user),
-            false => Err(ApiError::bad_request("requested groups without impersonating a user")),
+    let extras = headers.keys().any(|key| key.as_str().starts_with("impersonate-extra-"));
+    let Some(name) = header("impersonate-user").filter(|name| !name.is_empty()) else {
+        if groups.is_empty() && !extras && header("impersonate-uid").is_none() {
+            return Ok(user);
+        }
+        let list = match groups.is_empty() {
+            true => "[]string(nil)".to_owned(),
+            false => format!("[]string{{{}}}", groups.iter().map(|g| format!("{g:?}")).collect::<Vec<_>>().join(", ")),
         };
+        let uid = header("impersonate-uid").unwrap_or_default();
+        let asked = format!("Name:\"\", UID:{uid:?}, Groups:{list}, Extra:map[string][]string(nil)");
+        let message = format!("requested &user.DefaultInfo{{{asked}}} without impersonating a user name");
+        return Err(ApiError::bad_request(message));
     };
-    let check = |resource: &str, group: &str, namespace: &str, name: &str| {
-        let action = Action { verb: "impersonate", group, resource, namespace, name, ..Action::default() };
-        match api.authorizer.allows(&user, &action) {
+    let check_part = |resource: &str, subresource: &str, group: &str, namespace: &str, name: &str| {
+        let action = Action { verb: "impersonate", group, resource, subresource, namespace, name, ..Action::default() };
+        let decision = api.authorizer.decide(&user, &action);
+        match decision.allowed {
             true => Ok(()),
-            false => Err(ApiError::forbidden(resource, group, name, &action.denial(&user))),
+            false => {
+                let denial = action.denial_because(&user, &decision.reason);
+                Err(ApiError::forbidden(resource, group, name, &denial))
+            }
         }
     };
+    let check =
+        |resource: &str, group: &str, namespace: &str, name: &str| check_part(resource, "", group, namespace, name);
     let mut acting = User { name: name.into(), ..User::default() };
     match name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
         Some((namespace, account)) => {
@@ -238,12 +263,14 @@ fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
     for (key, value) in headers {
         if let Some(key) = key.as_str().strip_prefix("impersonate-extra-") {
             let value = value.to_str().unwrap_or_default();
-            check("userextras", "authentication.k8s.io", "", value)?;
-            acting.extra.entry(super::path::decode(key)).or_default().push(value.into());
+            let key = super::path::decode(key);
+            check_part("userextras", &key, "authentication.k8s.io", "", value)?;
+            acting.extra.entry(key).or_default().push(value.into());
         }
     }
-    if acting.name != "system:anonymous" {
-        acting.groups.push("system:authenticated".into());
+    let class = if acting.name == "system:anonymous" { "system:unauthenticated" } else { "system:authenticated" };
+    if !acting.in_group("system:authenticated") && !acting.in_group("system:unauthenticated") {
+        acting.groups.push(class.into());
     }
     Ok(acting)
 }
@@ -266,13 +293,16 @@ fn authorize(api: &Api, user: &User, target: &Target, verb: &str, options: &Opti
             &target.namespace
         },
         name,
+        node: options.get("fieldSelector").and_then(|fields| required(fields, "spec.nodeName")).unwrap_or_default(),
         path: None,
     };
-    if api.authorizer.allows(user, &action) {
+    let decision = api.authorizer.decide(user, &action);
+    if decision.allowed {
         return Ok(());
     }
     let shown = Action { namespace: &target.namespace, ..action };
-    Err(ApiError::forbidden(&target.resource, &target.group, name, &shown.denial(user)))
+    let denial = shown.denial_because(user, &decision.reason);
+    Err(ApiError::forbidden(&target.resource, &target.group, name, &denial))
 }
 
 /// Paths that name no resource.
@@ -290,7 +320,7 @@ async fn other(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
         }
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => Ok(text(200, "ok")),
         "/version" => Ok(answer_json(200, &version())),
-        "/metrics" => Ok(text(200, metrics(api))),
+        "/metrics" => Ok(text(200, own_metrics(api))),
         _ => super::discovery::answer(api, parts).await,
     }
 }
@@ -308,7 +338,7 @@ fn version() -> Value {
 }
 
 /// Objects by resource, as the API server's own metric has them.
-fn metrics(api: &Api) -> String {
+fn own_metrics(api: &Api) -> String {
     let mut out = String::from("# TYPE apiserver_storage_objects gauge\n");
     for resource in api.store.all() {
         let id = &resource.id;

@@ -2,9 +2,11 @@
 //!
 //! [`listen`] accepts and authenticates connections, [`handle`] routes each request (path, user, permission), and the
 //! files beside it do what it asks: [`read`], [`watch`], [`create`], [`update`], [`patching`], [`delete`],
-//! [`subresources`], [`reviews`], [`discovery`], [`proxy`]. [`convert`] translates between versions of a kind,
+//! [`subresources`], [`reviews`], [`discovery`], [`proxy`], [`metrics`]. [`convert`] translates between versions of a kind,
 //! [`meta`] keeps the rules of `metadata`, and [`strategy`] the few rules that belong to one kind.
 
+pub(crate) mod admission;
+mod api_services;
 pub(crate) mod convert;
 pub(crate) mod crds;
 pub(crate) mod create;
@@ -14,6 +16,7 @@ pub(crate) mod handle;
 pub(crate) mod http;
 pub(crate) mod listen;
 pub(crate) mod meta;
+pub(crate) mod metrics;
 pub(crate) mod options;
 pub(crate) mod patching;
 pub(crate) mod path;
@@ -47,6 +50,7 @@ pub(crate) struct Api {
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
     pub(crate) kubelets: proxy::Kubelets,
+    pub(crate) metrics: metrics::Metrics,
     pub(crate) openapi: discovery::OpenApiCache,
     /// Cut when the server stops: ends watches and other long answers.
     pub(crate) stopping: CancellationToken,

@@ -5,22 +5,48 @@ use serde_json::{Value, json};
 use super::create::check_identity;
 use super::http::{Answer, content_type, json as answer_json, parse};
 use super::{Api, Call};
+use crate::auth::node::node_name;
 use crate::auth::tokens::audiences;
 use crate::auth::{Action, User};
+use crate::selector::required;
 use crate::status::{ApiError, FieldError, Result};
 
 pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
     let mut review = parse(&content_type(&call.headers), body)?;
     let kind = &call.kind;
     check_identity(kind, &mut review, &call.target.namespace, "")?;
-    let invalid = |error| ApiError::invalid(&kind.kind, &kind.group, "", &[error]);
+    let invalid = |error| {
+        // The validation of access reviews names no kind.
+        let mut error = ApiError::invalid(
+            if &*kind.group == "authorization.k8s.io" { "" } else { &kind.kind },
+            &kind.group,
+            "",
+            &[error],
+        );
+        if error.details["kind"] == ""
+            && let Some(details) = error.details.as_object_mut()
+        {
+            details.remove("kind");
+        }
+        error
+    };
     let spec = &review["spec"];
     let status = match &*kind.plural {
         "tokenreviews" => token_review(api, spec).map_err(invalid)?,
         "selfsubjectreviews" => json!({"userInfo": call.user.info()}),
         "selfsubjectrulesreviews" => {
-            let (resources, paths) = api.authorizer.rules(&call.user, spec["namespace"].as_str().unwrap_or_default());
-            json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+            let namespace = spec["namespace"].as_str().unwrap_or_default();
+            if namespace.is_empty() {
+                return Err(ApiError::bad_request("no namespace on request"));
+            }
+            let (resources, paths) = api.authorizer.rules(&call.user, namespace);
+            let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+            if node_name(&call.user).is_some() {
+                // What a node may read depends on its pods and is in no list of rules.
+                status["incomplete"] = true.into();
+                status["evaluationError"] = "node authorizer does not support user rule resolution".into();
+            }
+            status
         }
         "selfsubjectaccessreviews" => access(api, spec, &call.user).map_err(invalid)?,
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
@@ -29,6 +55,9 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
                 let error =
                     FieldError::invalid("spec.user", &json!(""), "at least one of user or group must be specified");
                 return Err(invalid(error));
+            }
+            if &*kind.plural == "localsubjectaccessreviews" {
+                local(spec, &call.target.namespace).map_err(invalid)?;
             }
             access(api, spec, &user).map_err(invalid)?
         }
@@ -57,16 +86,21 @@ fn token_review(api: &Api, spec: &Value) -> Result<Value, FieldError> {
 fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |value: &'_ Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    if resource.is_object() == path.is_object() {
-        let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        return Err(FieldError::invalid("spec.resourceAttributes", resource, detail));
+    if resource.is_object() && path.is_object() {
+        let detail = "cannot be specified in combination with resourceAttributes";
+        return Err(FieldError::invalid("spec.nonResourceAttributes", &shown(path), detail));
     }
-    let allowed = if path.is_object() {
+    if !resource.is_object() && !path.is_object() {
+        let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        return Err(FieldError::invalid("spec.resourceAttributes", &Value::Null, detail));
+    }
+    let decision = if path.is_object() {
         let (verb, path) = (text(path, "verb"), text(path, "path"));
-        api.authorizer.allows(user, &Action { verb: &verb, path: Some(&path), ..Action::default() })
+        api.authorizer.decide(user, &Action { verb: &verb, path: Some(&path), ..Action::default() })
     } else {
         let [verb, group, name, namespace, kind, subresource] =
             ["verb", "group", "name", "namespace", "resource", "subresource"].map(|key| text(resource, key));
+        let selected_node = selected_node(resource).unwrap_or_default().to_owned();
         let action = Action {
             verb: &verb,
             group: &group,
@@ -74,14 +108,46 @@ fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
             subresource: &subresource,
             namespace: &namespace,
             name: &name,
+            node: &selected_node,
             path: None,
         };
-        api.authorizer.allows(user, &action)
+        api.authorizer.decide(user, &action)
     };
-    Ok(match allowed {
-        true => json!({"allowed": true, "reason": "RBAC: allowed"}),
-        false => json!({"allowed": false}),
-    })
+    let mut status = json!({"allowed": decision.allowed});
+    if !decision.reason.is_empty() {
+        status["reason"] = decision.reason.into();
+    }
+    Ok(status)
+}
+
+/// A local review is about its own namespace.
+fn local(spec: &Value, namespace: &str) -> Result<(), FieldError> {
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if path.is_object() {
+        let detail = "disallowed on this kind of request";
+        return Err(FieldError::invalid("spec.nonResourceAttributes", &shown(path), detail));
+    }
+    if resource.is_object() && resource["namespace"] != namespace {
+        let given = json!(resource["namespace"].as_str().unwrap_or_default());
+        return Err(FieldError::invalid("spec.resourceAttributes.namespace", &given, "must match metadata.namespace"));
+    }
+    Ok(())
+}
+
+/// Attributes as the API server's own type prints them.
+fn shown(path: &Value) -> Value {
+    let text = |key: &str| path[key].as_str().unwrap_or_default();
+    json!({"Path": text("path"), "Verb": text("verb")})
+}
+
+/// The node that a review's field selector asks for.
+fn selected_node(resource: &Value) -> Option<&str> {
+    let selector = &resource["fieldSelector"];
+    if let Some(raw) = selector["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
+        return required(raw, "spec.nodeName");
+    }
+    let wanted = selector["requirements"].as_array()?.iter().find(|r| r["key"] == "spec.nodeName")?;
+    wanted["values"][0].as_str().filter(|_| wanted["operator"] == "In")
 }
 
 impl Api {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Api, Write, crds, meta, now};
+use super::{Api, Write, admission, crds, meta, now};
 use crate::selector;
 use crate::status::{ApiError, FieldError, Result};
 
@@ -48,10 +48,12 @@ pub(crate) fn prepare_create(api: &Api, write: &Write<'_>, value: &mut Value) ->
     } else if kind.is("certificates.k8s.io", "certificatesigningrequests") && value["spec"].is_object() {
         let info = write.user.info();
         for key in ["username", "uid", "groups", "extra"] {
-            if !info[key].is_null() {
-                value["spec"][key] = info[key].clone();
+            match info[key].is_null() {
+                true => super::create::remove(&mut value["spec"], key),
+                false => value["spec"][key] = info[key].clone(),
             }
         }
+        value["status"] = json!({});
     } else if kind.is("", "nodes") {
         taint_not_ready(value);
     } else if kind.is("", "services") {
@@ -62,17 +64,38 @@ pub(crate) fn prepare_create(api: &Api, write: &Write<'_>, value: &mut Value) ->
 
 /// After defaulting: admission.
 pub(crate) fn admit_create(api: &Api, write: &Write<'_>, value: &mut Value, _warnings: &mut [String]) -> Result<()> {
+    admission::create(api, write, value)?;
     if write.kind.is("", "pods") && value["spec"].is_object() {
-        admit_service_account(api, value)?;
+        if admission::node::is_mirror(value) {
+            refuse_references(value)?;
+        } else {
+            admit_service_account(api, value)?;
+        }
         admit_priority(api, value)?;
         admit_tolerations(value);
     }
     Ok(())
 }
 
+/// A pod that a node runs on its own has nothing that the cluster would have to give it.
+fn refuse_references(pod: &Value) -> Result<()> {
+    let refuse = |what: &str| {
+        let message = format!("a mirror pod may not reference {what}");
+        Err(ApiError::forbidden("pods", "", text(&pod["metadata"], "name"), &message))
+    };
+    if !text(&pod["spec"], "serviceAccountName").is_empty() {
+        return refuse("service accounts");
+    }
+    match crate::auth::node::references(pod).iter().any(|(kind, _)| *kind == "secrets") {
+        true => refuse("secrets"),
+        false => Ok(()),
+    }
+}
+
 /// Before defaulting an update.
 pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old: &Value) -> Result<()> {
     let kind = write.kind;
+    admission::update(api, write, new, old)?;
     if kind.is("", "namespaces") && write.subresource != "finalize" {
         new["spec"] = old["spec"].clone();
     } else if kind.is("", "pods") && write.subresource == "status" {
@@ -98,9 +121,6 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
 pub(crate) fn validate_update(write: &Write<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
     let kind = write.kind;
     let mut errors = Vec::new();
-    if &*kind.group == "rbac.authorization.k8s.io" && new["roleRef"] != old["roleRef"] {
-        errors.push(FieldError::invalid("roleRef", &new["roleRef"], "cannot change roleRef"));
-    }
     if kind.is("apiextensions.k8s.io", "customresourcedefinitions") && write.subresource.is_empty() {
         errors.extend(crds::validate(new));
         for field in ["group", "scope"] {

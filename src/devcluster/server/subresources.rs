@@ -9,7 +9,7 @@ use super::http::{Answer, content_type, json as answer_json, parse};
 use super::options::DeleteOptions;
 use super::read;
 use super::strategy::{budgets_of, set_condition};
-use super::{Api, Call, Source, conflict, not_found, now};
+use super::{Api, Call, Source, admission, conflict, not_found, now};
 use crate::auth::tokens::{Bound, Claims, ISSUER, Reference, audiences};
 use crate::status::{ApiError, FieldError, Result};
 
@@ -34,15 +34,7 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
         _ if *method != Method::PUT => Err(not_allowed()),
         "approval" => {
             let wanted = parse(&content_type(&call.headers), &body)?;
-            let approve = |old: &Value| {
-                let mut new = old.clone();
-                new["status"]["conditions"] = wanted["status"]["conditions"].clone();
-                stamp_conditions(&mut new);
-                Ok(new)
-            };
-            let mut write = call.write()?;
-            write.subresource = "status";
-            written(call, api.modify(&write, &call.key(), approve)?)
+            written(call, api.modify(&call.write()?, &call.key(), |_| Ok(wanted.clone()))?)
         }
         "finalize" => {
             let wanted = parse(&content_type(&call.headers), &body)?;
@@ -63,17 +55,6 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
             written(call, api.modify(&call.write()?, &call.key(), |_| Ok(wanted.clone()))?)
         }
         _ => Err(not_found(kind, &call.target.name)),
-    }
-}
-
-fn stamp_conditions(csr: &mut Value) {
-    let now = now();
-    for condition in csr["status"]["conditions"].as_array_mut().into_iter().flatten().filter(|c| c.is_object()) {
-        for key in ["lastUpdateTime", "lastTransitionTime"] {
-            if condition[key].is_null() {
-                condition[key] = now.as_str().into();
-            }
-        }
     }
 }
 
@@ -145,8 +126,12 @@ fn binding_conflict(name: &str, message: &str) -> ApiError {
 fn evict(api: &Api, call: &Call, eviction: &Value) -> Result<Answer> {
     let key = call.key();
     let current = call.resource.get(&key).ok_or_else(|| not_found(&call.kind, &key.name))?;
+    if eviction["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty() && *name != *key.name) {
+        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+    }
     let options = DeleteOptions::read(&eviction["deleteOptions"], &call.options)?;
     let pod = current.value();
+    admission::node::evict(&call.user, &call.kind, &pod)?;
     let terminal = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
     if !terminal && !pod["metadata"]["deletionTimestamp"].is_string() {
         spend_budget(api, call, &pod, options.dry_run)?;
@@ -222,6 +207,7 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
 fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
     let (namespace, name) = (call.target.namespace.as_str(), call.target.name.as_str());
     let account = call.resource.get(&call.key()).ok_or_else(|| not_found(&call.kind, name))?;
+    admission::node::token(api, &call.user, &call.kind, &account.value(), &request["spec"])?;
     let (least, most, usual) = TOKEN_SECONDS;
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(usual);

@@ -185,6 +185,7 @@ fn isolate(write: &Write<'_>, new: &mut Value, old: &Value) {
     } else if write.kind.status
         && write.subresource != "finalize"
         && write.subresource != "binding"
+        && write.subresource != "approval"
         && write.subresource != "eviction"
     {
         take(object, "status");

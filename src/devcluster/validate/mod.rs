@@ -3,10 +3,12 @@
 //! A write goes through [`Rules::default`] and then [`Rules::validate`]. Both are pure; what needs other objects
 //! (admission, addresses, uniqueness) and the rules of `metadata` are the server's.
 
+mod certificate;
 mod core;
 mod fields;
 mod node;
 mod pod;
+mod rbac;
 mod workload;
 
 use serde_json::Value;
@@ -38,6 +40,13 @@ pub(crate) fn rules(group: &str, kind: &str) -> Rules {
         ("apps", "DaemonSet") => (workload::default_daemon_set, workload::validate),
         ("apps", "StatefulSet") => (workload::default_stateful_set, workload::validate),
         ("batch", "Job") => (workload::default_job, workload::validate_job),
+        ("certificates.k8s.io", "CertificateSigningRequest") => (nothing, certificate::validate),
+        ("rbac.authorization.k8s.io", "Role") => (nothing, rbac::validate_role),
+        ("rbac.authorization.k8s.io", "ClusterRole") => (nothing, rbac::validate_cluster_role),
+        ("rbac.authorization.k8s.io", "RoleBinding") => (rbac::default_binding, rbac::validate_role_binding),
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => {
+            (rbac::default_binding, rbac::validate_cluster_role_binding)
+        }
         _ => (nothing, fine),
     };
     Rules { default, validate }

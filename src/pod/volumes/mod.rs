@@ -20,7 +20,7 @@ use super::environment::fields;
 use super::objects::Kind;
 use super::quantity;
 use super::resolve::{Gathered, Resolver};
-use crate::provider::{FileSet, ResolvedVolume, VolumeFile, VolumeFiles};
+use crate::provider::{FileSet, PodFeature, ResolvedVolume, VolumeFile, VolumeFiles};
 
 /// Kubernetes' default for `defaultMode`.
 const DEFAULT_MODE: u32 = 0o644;
@@ -233,7 +233,7 @@ impl Resolver<'_> {
             } else if let Some(s) = &source.downward_api {
                 self.downward_files(s.items.as_deref().unwrap_or_default(), mode, files)?;
             } else if let Some(s) = &source.service_account_token {
-                if self.wants_content() {
+                if self.wants_content() && self.capabilities.pod.has(PodFeature::ServiceAccountTokens) {
                     let token = self.sources.tokens.get(self.pod, s.audience.as_deref(), s.expiration_seconds).await?;
                     gathered.renew_at = Some(gathered.renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
                     files.put(&s.path, token.text.clone(), private, s.user.or(owner), true)?;

@@ -31,11 +31,14 @@ pub(crate) struct Token {
     expires_at: Instant,
 }
 
+/// Audience, seconds asked for, and the token.
+type Kept = (String, i64, Token);
+
 /// The tokens of all pods.
 pub(crate) struct Tokens {
     client: kube::Client,
-    /// By the pod's uid: audience and seconds.
-    kept: Mutex<HashMap<String, Vec<(String, i64, Token)>>>,
+    /// By the pod's uid.
+    kept: Mutex<HashMap<String, Vec<Kept>>>,
 }
 
 impl Tokens {

@@ -132,7 +132,12 @@ fn make_state_dir(dir: &Path) -> Result<()> {
 /// Kills everything that runs below a state folder, whichever node it is of, and removes the folder: for a
 /// cluster that ends with its process.
 pub async fn remove_all(state: &Path) {
-    let nodes = std::fs::read_dir(state).into_iter().flatten().flatten();
+    // Moved first, so that nothing which still follows these pods can start one of them again.
+    let moved = state.with_extension("ending");
+    if std::fs::rename(state, &moved).is_err() {
+        return;
+    }
+    let nodes = std::fs::read_dir(&moved).into_iter().flatten().flatten();
     for node in nodes {
         let Ok((_, runs)) = files::scan(&node.path().join("pods")) else { continue };
         for (home, _) in runs {
@@ -141,9 +146,11 @@ pub async fn remove_all(state: &Path) {
             }
         }
     }
-    if let Err(error) = std::fs::remove_dir_all(state)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %state.display(), %error, "could not be removed");
+    for path in [moved.as_path(), state] {
+        if let Err(error) = std::fs::remove_dir_all(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "could not be removed");
+        }
     }
 }

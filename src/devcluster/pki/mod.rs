@@ -1,4 +1,7 @@
-//! The cluster's certificate authority: signs the serving certificate and clients' certificates.
+//! The cluster's certificate authority: signs the serving certificate, clients' certificates and what is requested.
+
+mod der;
+pub(crate) mod request;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -6,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -30,6 +33,9 @@ pub enum PkiError {
     /// A file could not be read or written.
     #[error("keeping keys in the data directory")]
     File(#[from] std::io::Error),
+    /// The authority's own certificate could not be read.
+    #[error("reading the authority's certificate: {0}")]
+    Parse(String),
 }
 
 /// The authority that all certificates of the cluster descend from, and the key that signs service account tokens.
@@ -67,7 +73,7 @@ impl Authority {
 
     fn generate() -> Result<Self, PkiError> {
         let key = KeyPair::generate()?;
-        let mut params = params("kubernetes", &[], YEAR * 10);
+        let mut params = params("kubernetes", YEAR * 10);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
@@ -77,7 +83,7 @@ impl Authority {
 
     /// A serving certificate for these addresses and the names that clients in a cluster use.
     pub(crate) fn serving(&self, addresses: &[IpAddr]) -> Result<Identity, PkiError> {
-        let mut params = params("kube-apiserver", &[], YEAR);
+        let mut params = params("kube-apiserver", YEAR);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         for name in names {
@@ -89,9 +95,13 @@ impl Authority {
 
     /// A client certificate: the user is the common name, the groups are organizations.
     pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<Identity, PkiError> {
-        let mut params = params(user, groups, YEAR);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params)
+        let key = KeyPair::generate()?;
+        let mut attributes: Vec<(&[u8], &str)> = groups.iter().map(|group| (der::ORGANIZATION, *group)).collect();
+        attributes.push((der::COMMON_NAME, user));
+        let usages = ["digital signature".to_owned(), "client auth".to_owned()];
+        let subject = der::name(&attributes);
+        let certificate_pem = self.issue(&subject, &key.subject_public_key_info(), &usages, None, BACKDATE, YEAR)?;
+        Ok(Identity { certificate_pem, key_pem: key.serialize_pem() })
     }
 
     fn sign(&self, mut params: CertificateParams) -> Result<Identity, PkiError> {
@@ -113,18 +123,10 @@ impl Identity {
     }
 }
 
-fn params(common_name: &str, organizations: &[&str], validity: Duration) -> CertificateParams {
+fn params(common_name: &str, validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, common_name);
-    // rcgen keeps one value a type; further organizations go in under the same number.
-    for (i, organization) in organizations.iter().enumerate() {
-        match i {
-            0 => name.push(DnType::OrganizationName, *organization),
-            _ => name.push(DnType::CustomDnType(vec![2, 5, 4, 10]), *organization),
-        }
-    }
-    params.distinguished_name = name;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.not_before = (SystemTime::now() - BACKDATE).into();
     params.not_after = (SystemTime::now() + validity).into();
     params

@@ -1,0 +1,161 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::frame::{GoAwayStatus, RstStatus};
+
+fn id() -> impl Strategy<Value = u32> {
+    1..=ID_MASK
+}
+
+fn headers() -> impl Strategy<Value = Headers> {
+    proptest::collection::vec(("[a-z0-9:-]{1,20}", "\\PC{0,40}"), 0..8).prop_map(|pairs| {
+        let mut headers = Headers::new();
+        pairs.iter().for_each(|(n, v)| headers.set(n, v));
+        headers
+    })
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    prop_oneof![
+        (id(), 0..=ID_MASK, 0..8_u8, any::<bool>(), any::<bool>(), headers()).prop_map(
+            |(id, associated, priority, fin, unidirectional, headers)| Frame::SynStream {
+                id,
+                associated,
+                priority,
+                fin,
+                unidirectional,
+                headers
+            }
+        ),
+        (id(), any::<bool>(), headers()).prop_map(|(id, fin, headers)| Frame::SynReply { id, fin, headers }),
+        (id(), any::<bool>(), headers()).prop_map(|(id, fin, headers)| Frame::Headers { id, fin, headers }),
+        (id(), 1..20_u32).prop_map(|(id, s)| Frame::RstStream { id, status: RstStatus::from(s) }),
+        proptest::collection::vec((0..0x00ff_ffff_u32, any::<u32>()), 0..5).prop_map(Frame::Settings),
+        (1..u32::MAX).prop_map(Frame::Ping),
+        (0..=ID_MASK, 0..5_u32).prop_map(|(last, s)| Frame::GoAway { last, status: GoAwayStatus::from(s) }),
+        (0..=ID_MASK, id()).prop_map(|(id, delta)| Frame::WindowUpdate { id, delta }),
+        (id(), any::<bool>(), proptest::collection::vec(any::<u8>(), 0..300))
+            .prop_map(|(id, fin, bytes)| Frame::Data { id, fin, bytes: bytes.into() }),
+    ]
+}
+
+/// All frames in these bytes, fed in pieces that end where `cuts` says; the pieces of a data frame joined.
+fn decode(bytes: &[u8], cuts: &[usize]) -> Result<Vec<Frame>, CodecError> {
+    let mut ends: Vec<usize> = cuts.iter().map(|c| c % (bytes.len() + 1)).chain([bytes.len()]).collect();
+    ends.sort_unstable();
+    let (mut decoder, mut input, mut frames) = (Decoder::new(Limits::default()), BytesMut::new(), Vec::new());
+    let (mut at, mut within) = (0, false);
+    for end in ends {
+        input.extend_from_slice(&bytes[at..end]);
+        at = end;
+        while let Some(frame) = decoder.decode(&mut input)? {
+            match (frames.last_mut(), frame) {
+                (Some(Frame::Data { fin, bytes, .. }), Frame::Data { fin: f, bytes: more, .. }) if within => {
+                    *fin = f;
+                    *bytes = [&bytes[..], &more[..]].concat().into();
+                }
+                (_, frame) => frames.push(frame),
+            }
+            within = decoder.data.is_some();
+        }
+    }
+    assert!(input.is_empty() || decoder.data.is_none());
+    Ok(frames)
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded_however_the_bytes_are_split(
+        frames in proptest::collection::vec(frame(), 0..12),
+        cuts in proptest::collection::vec(any::<usize>(), 0..40),
+    ) {
+        let (mut encoder, mut out) = (Encoder::new(), BytesMut::new());
+        for frame in &frames {
+            encoder.encode(frame, &mut out).unwrap();
+        }
+        prop_assert_eq!(decode(&out, &cuts).unwrap(), frames);
+    }
+
+    #[test]
+    fn any_bytes_decode_the_same_however_they_are_split(
+        bytes in proptest::collection::vec(prop_oneof![Just(0_u8), Just(3), Just(0x80), any::<u8>()], 0..200),
+        cuts in proptest::collection::vec(any::<usize>(), 0..40),
+    ) {
+        prop_assert_eq!(decode(&bytes, &cuts), decode(&bytes, &[]));
+    }
+
+    #[test]
+    fn a_damaged_session_never_panics(
+        frames in proptest::collection::vec(frame(), 1..6),
+        damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..6),
+    ) {
+        let (mut encoder, mut out) = (Encoder::new(), BytesMut::new());
+        for frame in &frames {
+            encoder.encode(frame, &mut out).unwrap();
+        }
+        for (at, byte) in damage {
+            let at = at % out.len();
+            out[at] = byte;
+        }
+        let _ = decode(&out, &[]);
+    }
+}
+
+#[test]
+fn malformed_frames_are_refused() {
+    for (bytes, why) in [
+        (&b"\0\0\0\0\0\0\0\0"[..], "data on stream zero"),
+        (b"\x80\x02\0\x01\0\0\0\x0a", "another version"),
+        (b"\x80\x03\0\x01\0\xff\xff\xff", "a control frame of 16 MiB"),
+        (b"\x80\x03\0\x06\0\0\0\x05\0\0\0\x01\0", "a ping of five bytes"),
+        (b"\x80\x03\0\x06\0\0\0\x04\0\0\0\0", "a ping of zero"),
+        (b"\x80\x03\0\x03\0\0\0\x08\0\0\0\x01\0\0\0\0", "a reset without a reason"),
+        (b"\x80\x03\0\x03\0\0\0\x08\0\0\0\0\0\0\0\x05", "a reset of no stream"),
+        (b"\x80\x03\0\x04\0\0\0\x04\xff\xff\xff\xff", "more settings than there are"),
+        (b"\x80\x03\0\x09\0\0\0\x08\0\0\0\x01\0\0\0\0", "a window that grows by nothing"),
+        (b"\x80\x03\0\x01\0\0\0\x09\0\0\0\x01\0\0\0\0\0", "a stream without all of its fields"),
+        (b"\x80\x03\0\x02\0\0\0\x08\0\0\0\x01rubb", "headers that are not compressed"),
+        (b"\x80\x03\0\x02\0\0\0\x04\0\0\0\x01", "headers without a block"),
+    ] {
+        assert!(decode(bytes, &[]).is_err(), "{why}");
+    }
+}
+
+#[test]
+fn frames_of_an_unknown_type_are_passed_over() {
+    let mut bytes = b"\x80\x03\0\x0a\0\0\0\x03abc\x80\x03\0\x05\0\0\0\0".to_vec();
+    bytes.extend_from_slice(b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x07");
+    for cuts in [&[][..], &[9], &[3, 10, 13]] {
+        assert_eq!(decode(&bytes, cuts).unwrap(), [Frame::Ping(7)]);
+    }
+}
+
+#[test]
+fn more_data_than_fits_one_frame_becomes_several() {
+    let all = Frame::Data { id: 1, fin: true, bytes: vec![7; MAX_LENGTH + 5].into() };
+    let mut out = BytesMut::new();
+    Encoder::new().encode(&all, &mut out).unwrap();
+    let mut decoder = Decoder::new(Limits::default());
+    let Ok(Some(Frame::Data { fin: false, bytes, .. })) = decoder.decode(&mut out) else { panic!() };
+    assert_eq!(bytes.len(), MAX_LENGTH);
+    let Ok(Some(Frame::Data { fin: true, bytes, .. })) = decoder.decode(&mut out) else { panic!() };
+    assert_eq!(bytes.len(), 5);
+}
+
+/// The first frames of `kubectl exec` with standard output, made with zlib as the protocol describes it.
+#[test]
+fn headers_are_read_as_another_implementation_of_zlib_wrote_them() {
+    let mut encoder = Encoder::new();
+    let mut out = BytesMut::new();
+    let headers = Headers::from([("streamtype", "error")]);
+    encoder
+        .encode(
+            &Frame::SynStream { id: 1, associated: 0, priority: 0, fin: false, unidirectional: false, headers },
+            &mut out,
+        )
+        .unwrap();
+    // The zlib head announces a dictionary, and names it.
+    assert_eq!(&out[18..20].first().map(|b| b & 0x0f), &Some(8));
+    assert_eq!(out[19] & 0x20, 0x20);
+    assert_eq!(&out[20..24], &crate::dictionary::DICTIONARY_ID.to_be_bytes());
+}

@@ -1,0 +1,7 @@
+//! Exec, attach, port-forward and run through the front door: real TLS connections, raw clients of each
+//! protocol, a node and a provider made up for the test, and an API server that answers reviews.
+
+mod forward;
+mod spdy;
+mod websocket;
+mod world;
