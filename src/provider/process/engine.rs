@@ -67,7 +67,7 @@ struct Shared {
     dir: PathBuf,
     events: broadcast::Sender<EngineEvent>,
     /// Containers whose supervisor we hold a connection to.
-    watched: Mutex<HashMap<(Arc<str>, Arc<str>, u32), Watched>>,
+    watched: Mutex<HashMap<Key, Watched>>,
 }
 
 struct Watched {
@@ -77,7 +77,10 @@ struct Watched {
     sample: Option<(Instant, u64)>,
 }
 
-fn key(container: &ContainerRef) -> (Arc<str>, Arc<str>, u32) {
+/// A pod's uid, a container's name, an attempt.
+type Key = (Arc<str>, Arc<str>, u32);
+
+fn key(container: &ContainerRef) -> Key {
     (container.pod.uid.clone(), container.name.clone(), container.attempt)
 }
 

@@ -178,7 +178,10 @@ fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// All sandboxes, and all containers with their folders.
-pub(super) fn scan(dir: &Path) -> io::Result<(Vec<SandboxFile>, Vec<(PathBuf, Run)>)> {
+pub(super) type Found = (Vec<SandboxFile>, Vec<(PathBuf, Run)>);
+
+/// Looks for everything of a node.
+pub(super) fn scan(dir: &Path) -> io::Result<Found> {
     let (mut sandboxes, mut runs) = (Vec::new(), Vec::new());
     for pod in children(dir)? {
         sandboxes.extend(layout::read::<SandboxFile>(&pod.join(SANDBOX))?);

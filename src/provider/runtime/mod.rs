@@ -34,8 +34,6 @@ mod probe;
 pub(crate) mod record;
 mod runner;
 mod spec;
-#[cfg(test)]
-mod tests;
 pub(crate) mod volumes;
 
 use std::collections::HashMap;
@@ -111,7 +109,10 @@ pub fn capabilities(engine: Capabilities) -> Capabilities {
 
 /// The runtimes of one process, by node: a node whose configuration changes keeps its pods.
 #[derive(Default)]
-pub struct Runtimes(Mutex<HashMap<(Arc<str>, Arc<str>), Weak<Runtime>>>);
+pub struct Runtimes(Mutex<HashMap<NodeKey, Weak<Runtime>>>);
+
+/// A node's name and the uid of its VirtualNode.
+type NodeKey = (Arc<str>, Arc<str>);
 
 impl Runtimes {
     /// The node's runtime with this engine, started if there is none. Must be called within a tokio runtime.
