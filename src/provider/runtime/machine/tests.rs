@@ -254,7 +254,7 @@ fn three_steps(policy: &str) -> Value {
         "initContainers": [
             {"name": "a", "image": "i:1"},
             {"name": "s", "image": "i:1", "restartPolicy": "Always",
-             "startupProbe": {"exec": {"command": ["x"]}, "periodSeconds": 1}},
+             "startupProbe": {"exec": {"command": ["x"]}, "periodSeconds": 1, "failureThreshold": 60}},
             {"name": "b", "image": "i:1"},
         ],
         "containers": [{"name": "m", "image": "i:1"}, {"name": "n", "image": "i:1"}],
@@ -446,8 +446,9 @@ fn an_engine_that_does_not_answer_changes_nothing() {
 }
 
 fn listed(machine: &Machine, name: &str, attempt: u32, state: ContainerState) -> ListedContainer {
-    let container = ContainerRef { pod: machine.plan.pod.clone(), name: name.into(), attempt, id: "id".into() };
-    ListedContainer { container, image: "i:1".into(), image_id: "i".into(), state }
+    let container =
+        ContainerRef { pod: machine.plan.pod.clone(), name: name.into(), attempt, id: format!("{name}-{attempt}") };
+    ListedContainer { container, image: "i:1".into(), image_id: String::new(), state }
 }
 
 #[test]

@@ -94,6 +94,11 @@ fn follow(location: &str, tls: bool, host: &str, port: u16, path: &str) -> Optio
     if let Some(rest) = location.strip_prefix('/').filter(|rest| !rest.starts_with('/')) {
         return Some((tls, port, format!("/{rest}")));
     }
+    // `//host/path`: the same scheme, another host most likely.
+    let location = match location.strip_prefix("//") {
+        Some(rest) => &format!("{}://{rest}", if tls { "https" } else { "http" }),
+        None => location,
+    };
     let uri: Uri = location.parse().ok()?;
     match (uri.scheme_str(), uri.host()) {
         (Some(scheme @ ("http" | "https")), Some(to)) => {
