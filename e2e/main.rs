@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`nodes`] | a VirtualNode becomes a node, follows its edits and goes away again |
 //! | [`pods`] | pods run, end, are deleted and can be looked at |
+//! | [`process`] | pods as processes behave as on a kubelet, and survive restarts |
 //! | [`bad_input`] | every mistake gets an answer that names the field and the fix |
 //! | [`faults`] | nothing is lost or doubled when something breaks |
 //! | [`security`] | nobody reads from a node who may not |
@@ -14,5 +15,6 @@ mod dev;
 mod faults;
 mod nodes;
 mod pods;
+mod process;
 mod security;
 mod support;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use vnode::api::{MockConfig, ProviderSpec};
+use vnode::api::{MockConfig, ProcessConfig, ProviderSpec};
 use vnode::provider::conformance::{self, Options};
+use vnode::provider::process::{self, ProcessFactory};
 use vnode::provider::registry::Registry;
 
 fn options() -> Options {
@@ -36,4 +37,16 @@ async fn a_slow_simulated_node_conforms() {
         ..MockConfig::default()
     })
     .await;
+}
+
+#[tokio::test]
+async fn processes_of_this_machine_conform() {
+    let state = tempfile::tempdir().unwrap();
+    let registry = Registry::empty();
+    let program = env!("CARGO_BIN_EXE_vnode").into();
+    registry.register("process", ProcessFactory::allowed(state.path().to_owned(), Some(program)));
+    let spec = ProviderSpec::process(ProcessConfig { allow_root: true, ..ProcessConfig::default() });
+    let make = |context| std::future::ready(registry.build(&spec, context));
+    conformance::run(make, options()).await;
+    process::remove_all(state.path()).await;
 }

@@ -12,7 +12,7 @@ pub mod names;
 pub mod provider;
 pub mod virtual_node;
 
-pub use provider::{MockConfig, ProviderSpec, ProviderType};
+pub use provider::{MockConfig, ProcessConfig, ProviderSpec, ProviderType};
 pub use virtual_node::{VirtualNode, VirtualNodeSpec, VirtualNodeStatus};
 
 /// The CRDs that this version serves, as `vnode crd` prints them.

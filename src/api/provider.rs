@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.type != 'mock' || has(self.mock)").message("provider.mock must be set (it may be empty: {}) when provider.type is mock"),
+    validation = Rule::new("self.type != 'process' || has(self.process)").message("provider.process must be set (it may be empty: {}) when provider.type is process"),
     validation = Rule::new("self.type == oldSelf.type").message("provider.type cannot change; delete the VirtualNode and create it anew"),
 )]
 pub struct ProviderSpec {
@@ -21,12 +22,20 @@ pub struct ProviderSpec {
     /// Configuration of the simulator, for `type: mock`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockConfig>,
+    /// Configuration of pods as processes of the operator's machine, for `type: process`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessConfig>,
 }
 
 impl ProviderSpec {
     /// A simulated node with the given behaviour.
     pub fn mock(config: MockConfig) -> Self {
-        Self { kind: ProviderType::Mock, mock: Some(config) }
+        Self { kind: ProviderType::Mock, mock: Some(config), process: None }
+    }
+
+    /// A node whose pods are processes of this machine.
+    pub fn process(config: ProcessConfig) -> Self {
+        Self { kind: ProviderType::Process, mock: None, process: Some(config) }
     }
 }
 
@@ -36,6 +45,8 @@ impl ProviderSpec {
 pub enum ProviderType {
     /// Simulated pods.
     Mock,
+    /// Processes of the machine that the operator runs on.
+    Process,
 }
 
 impl ProviderType {
@@ -43,6 +54,7 @@ impl ProviderType {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mock => "mock",
+            Self::Process => "process",
         }
     }
 }
@@ -91,4 +103,37 @@ pub struct MockConfig {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "super::virtual_node::quantities")]
     pub capacity: BTreeMap<String, Quantity>,
+}
+
+/// How pods are run as processes of the operator's machine. The operator must be started with
+/// `--allow-host-processes`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProcessConfig {
+    /// Uids that pods may run as; the first is that of pods that name none. Only the operator's own when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(range(min = 0, max = 4_294_967_294_i64)))]
+    pub users: Vec<i64>,
+    /// Pods may run as root. They can then do everything on the machine.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_root: bool,
+    /// Folders that are the root file system of containers with an image of that name. Other images are not
+    /// looked at: their containers see the machine's own files.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rootfs: BTreeMap<String, String>,
+    /// Folders of the machine at or below which pods may mount hostPath volumes. None when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub host_paths: Vec<String>,
+    /// The size in bytes at which a container's log is rotated. 10 MiB when absent.
+    #[schemars(range(min = 4096))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_max_bytes: Option<u64>,
+    /// How many files of a container's log are kept. 5 when absent.
+    #[schemars(range(min = 1, max = 50))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_max_files: Option<u32>,
+    /// The address of pods. That of the interface that leads out of the machine when absent.
+    #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
+    pub pod_ip: Option<String>,
 }

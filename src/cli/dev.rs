@@ -18,6 +18,7 @@ use super::operator::NodeArgs;
 use crate::api::names;
 use crate::cluster::client;
 use crate::fleet;
+use crate::provider::process;
 use crate::telemetry::health::Readiness;
 
 /// First line of every kubeconfig that this command writes; a file without it is somebody else's.
@@ -36,6 +37,7 @@ const INSTALL: [&str; 3] = [
 ];
 const CRD_NAME: &str = "virtualnodes.vnode.dev";
 const SAMPLE: &str = include_str!("../../config/samples/fleet.yaml");
+const PROCESS_SAMPLE: &str = include_str!("../../config/samples/process.yaml");
 
 /// Flags of `vnode dev`.
 #[derive(Debug, Args)]
@@ -49,6 +51,9 @@ pub(super) struct DevArgs {
     /// Keep the cluster's state in this folder, so that it survives restarts. In memory without it.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// What the sample runs on: a simulated fleet, or one node whose pods are processes of this machine.
+    #[arg(long, default_value = "mock", value_name = "TYPE")]
+    provider: Sample,
     /// Start no sample fleet.
     #[arg(long)]
     no_sample: bool,
@@ -63,6 +68,31 @@ pub(super) struct DevArgs {
     verbose: bool,
     #[command(flatten)]
     nodes: NodeArgs,
+}
+
+/// The samples that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Sample {
+    Mock,
+    Process,
+}
+
+impl Sample {
+    fn manifest(self) -> String {
+        match self {
+            Self::Mock => SAMPLE.to_owned(),
+            // Whoever starts this as root means it.
+            Self::Process => PROCESS_SAMPLE
+                .replace("allowRoot: false", &format!("allowRoot: {}", rustix::process::geteuid().is_root())),
+        }
+    }
+
+    fn hints(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Mock => &TRY_SAMPLE,
+            Self::Process => &TRY_PROCESS,
+        }
+    }
 }
 
 /// Values of `--kubelet-streams`.
@@ -129,15 +159,25 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
     let operator = client::connect_to(&cluster.kubeconfig(OPERATOR, &OPERATOR_GROUPS)?).await?;
     let mut nodes = args.nodes.clone();
     nodes.node_ip = nodes.node_ip.or(Some(Ipv4Addr::LOCALHOST.into()));
+    // Without a folder of its own the cluster ends with this process, and what it runs must end as well.
+    let passing = args.data_dir.is_none() && nodes.state_dir.is_none();
+    if args.provider == Sample::Process {
+        nodes.allow_host_processes = true;
+        let kept = args.data_dir.as_ref().map(|dir| dir.join("pods"));
+        let temporary = || std::env::temp_dir().join(format!("vnode-dev-{}", std::process::id()));
+        let state = nodes.state_dir.take().or(kept).unwrap_or_else(temporary);
+        nodes.state_dir = Some(std::path::absolute(state)?);
+    }
+    nodes.register_providers();
     let config = nodes.config("dev".into(), NAMESPACE.into());
     let readiness = Readiness::new();
     let fleet = fleet::run(operator, config, &readiness, shutdown.clone());
     let sample = async {
         // A cluster that was kept keeps what its user made of the sample.
         if fresh && !args.no_sample {
-            create(&admin, SAMPLE).await.context("creating the sample fleet")?;
+            create(&admin, &args.provider.manifest()).await.context("creating the sample fleet")?;
         }
-        greet(cluster, args, if args.no_sample { &TRY_EMPTY } else { &TRY_SAMPLE });
+        greet(cluster, args, if args.no_sample { &TRY_EMPTY } else { args.provider.hints() });
         Ok::<_, anyhow::Error>(())
     };
     let (fleet, sample) = tokio::join!(fleet, async {
@@ -147,9 +187,20 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
         }
         done
     });
+    if let (true, Some(state)) = (passing && args.provider == Sample::Process, &nodes.state_dir) {
+        process::remove_all(state).await;
+    }
     sample?;
     Ok(fleet?)
 }
+
+const TRY_PROCESS: [(&str, &str); 5] = [
+    ("kubectl get nodes,pods -o wide", "the node, and the pods on it"),
+    ("kubectl logs -f deploy/hello", "what a process writes"),
+    ("kubectl exec -it deploy/hello -- sh", "a shell beside it"),
+    ("kubectl edit configmap greeting", "seen by the pod within a minute"),
+    ("kubectl run crash --image=host -- sh -c 'exit 1'", "watch it back off: kubectl get pods -w"),
+];
 
 const TRY_SAMPLE: [(&str, &str); 4] = [
     ("kubectl get virtualnodes", "the sample fleet"),

@@ -49,6 +49,9 @@ enum Command {
     /// Run a development cluster, the operator and a sample fleet, in this one process.
     #[cfg(feature = "devcluster")]
     Dev(dev::DevArgs),
+    /// Run one container of the process provider. Started by vnode itself.
+    #[command(hide = true)]
+    Supervise(crate::provider::process::supervisor::SuperviseArgs),
     /// Print the CustomResourceDefinitions.
     Crd,
     /// Print the version.
@@ -79,6 +82,8 @@ fn run(cli: Cli) -> Result<()> {
         _ => None,
     };
     match cli.command {
+        // Before there are threads, which it must not have.
+        Command::Supervise(args) => return Ok(crate::provider::process::supervisor::main(&args)?),
         Command::Crd => return crd::run(),
         Command::Version => {
             println!("vnode {}", env!("CARGO_PKG_VERSION"));
@@ -104,7 +109,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Operator(args) => operator::run(args, shutdown).await,
             #[cfg(feature = "devcluster")]
             Command::Dev(args) => dev::run(args, shutdown).await,
-            Command::Crd | Command::Version | Command::Completion { .. } => Ok(()),
+            Command::Supervise(_) | Command::Crd | Command::Version | Command::Completion { .. } => Ok(()),
         }
     })
 }

@@ -9,9 +9,12 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::ProviderType;
 use crate::cluster::client;
 use crate::fleet::{self, FleetConfig};
 use crate::kubelet::StreamOptions;
+use crate::provider::process::ProcessFactory;
+use crate::provider::registry;
 use crate::telemetry::health::{HealthServer, Readiness};
 
 /// Flags of `vnode operator`. Each has an environment variable, for the Deployment.
@@ -45,6 +48,13 @@ pub(super) struct NodeArgs {
     /// The ports of nodes whose spec names none.
     #[arg(long, env = "VNODE_KUBELET_PORTS", default_value = "20000-29999", value_parser = port_range, value_name = "FIRST-LAST")]
     pub(super) kubelet_ports: RangeInclusive<u16>,
+    /// Run pods of VirtualNodes of type process on this machine. Whoever may create pods on such a node runs
+    /// programs here.
+    #[arg(long, env = "VNODE_ALLOW_HOST_PROCESSES")]
+    pub(super) allow_host_processes: bool,
+    /// Where pods of type process have their files. /var/lib/vnode for root, else ~/.local/state/vnode.
+    #[arg(long, env = "VNODE_STATE_DIR", value_name = "FOLDER")]
+    pub(super) state_dir: Option<PathBuf>,
     /// How long a provider may be unreachable before its Node is NotReady, in seconds or as in 20s, 2m.
     #[arg(long, env = "VNODE_PROVIDER_GRACE", default_value = "20s", value_parser = duration, value_name = "TIME")]
     pub(super) provider_grace: Duration,
@@ -76,6 +86,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl NodeArgs {
+    /// Makes the providers that need to be allowed.
+    pub(super) fn register_providers(&self) {
+        if self.allow_host_processes {
+            let state = self.state_dir.clone().unwrap_or_else(default_state_dir);
+            let factory = ProcessFactory::allowed(state, None);
+            registry::global().register(ProviderType::Process.as_str(), factory);
+        }
+    }
+
     /// The fleet's configuration.
     pub(super) fn config(&self, identity: String, namespace: String) -> FleetConfig {
         let node_ip = self.node_ip.unwrap_or_else(own_address);
@@ -96,6 +115,14 @@ impl NodeArgs {
                 ..StreamOptions::default()
             },
         }
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(home) {
+        Some(state) if !rustix::process::geteuid().is_root() => state.join("vnode"),
+        _ => "/var/lib/vnode".into(),
     }
 }
 
@@ -122,6 +149,7 @@ pub(super) async fn run(args: OperatorArgs, shutdown: CancellationToken) -> Resu
     let health = HealthServer::bind(args.metrics_addr, readiness.clone())
         .await
         .with_context(|| format!("--metrics-addr: cannot listen on {}", args.metrics_addr))?;
+    args.nodes.register_providers();
     let config = args.nodes.config(args.identity.unwrap_or_else(host_name), args.namespace);
     tracing::info!(identity = %config.identity, node_ip = %config.node_ip, "the operator starts");
     let (fleet, ()) =

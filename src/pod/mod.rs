@@ -72,7 +72,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::virtual_node::PodCounts;
 use crate::cluster::events::EventWriter;
 use crate::cluster::queue::{Backoff, WorkQueue};
-use crate::provider::{PodNotifier, PodObservation, Provider};
+use crate::provider::{PodEvent, PodNotifier, PodObservation, Provider};
 use cache::Cache;
 pub use facts::NodeFacts;
 use feed::Feed;
@@ -308,6 +308,12 @@ impl PodNotifier for NodeNotifier {
     fn changed(&self, observation: PodObservation) {
         if let Some(controller) = self.controller.upgrade() {
             controller.observed(&self.node, observation);
+        }
+    }
+
+    fn event(&self, event: PodEvent) {
+        if let Some(controller) = self.controller.upgrade() {
+            controller.told(event);
         }
     }
 }

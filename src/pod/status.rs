@@ -241,6 +241,10 @@ fn is_initialized(pod: &Pod, c: &ContainerStatus) -> bool {
 
 /// The phase, from the containers' states and the restart policy.
 pub fn phase(pod: &Pod, o: &PodObservation) -> &'static str {
+    // Ended by the provider of its own accord, as past its deadline: nothing runs again, whatever the policy.
+    if o.reason.is_some() && o.is_terminated() {
+        return "Failed";
+    }
     let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
     let deleting = pod.metadata.deletion_timestamp.is_some();
     let (mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0);

@@ -316,7 +316,7 @@ impl PodController {
     }
 
     pub(super) async fn stop(&self, entry: &Entry, pod: &Pod, grace: Duration, place: &mut Place) -> Next {
-        if self.events.is_idle() {
+        if self.events.is_idle() && !entry.node.provider().capabilities().events {
             for container in pod.spec.iter().flat_map(|s| &s.containers) {
                 self.tell(pod, false, "Killing", format!("Stopping container {}", container.name));
             }

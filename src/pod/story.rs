@@ -14,7 +14,7 @@ use super::status::{self, Situation, Story};
 use super::write::{self, Written};
 use super::{Key, PodController, admission};
 use crate::cluster::queue::Outcome;
-use crate::provider::PodRef;
+use crate::provider::{EventType, PodEvent, PodRef};
 
 impl PodController {
     pub(super) async fn write(&self, entry: &Entry, pod: &Pod) -> Outcome {
@@ -52,7 +52,9 @@ impl PodController {
         };
         let new = status::status(&Situation { pod, base: &base, story, host_ip, now: Timestamp::now(), resize });
         let Some(patch) = status::patch(&reference.uid, &base, &new) else { return Outcome::Done };
-        self.tell_of_change(pod, &base, &new);
+        if !entry.node.provider().capabilities().events {
+            self.tell_of_change(pod, &base, &new);
+        }
         match write::patch_status(&self.client, &reference, &patch).await {
             Written::Done(version) => {
                 self.release(self.api.answered());
@@ -153,6 +155,20 @@ impl PodController {
             field_path: None,
         };
         self.events.emit(about, warning, reason, message);
+    }
+
+    /// An event of a provider.
+    pub(super) fn told(&self, event: PodEvent) {
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(event.pod.name.to_string()),
+            namespace: Some(event.pod.namespace.to_string()),
+            uid: Some(event.pod.uid.to_string()),
+            resource_version: None,
+            field_path: event.field,
+        };
+        self.events.emit(about, event.kind == EventType::Warning, event.reason, event.message);
     }
 
     /// kubelet's Started and BackOff, when there is time for them.

@@ -17,6 +17,7 @@ const LIVE: Capabilities = Capabilities {
     port_forward: false,
     stats: false,
     notifies: true,
+    events: false,
     volatile: false,
     volume_files: VolumeFiles::Live,
     pod: PodFeatures::ALL,

@@ -14,12 +14,16 @@
 //! | [`registry`] | from a VirtualNode's `spec.provider` to a running provider |
 //! | [`conformance`] | the checks that every provider must pass |
 //! | [`mock`] | the simulator |
+//! | [`process`] | pods as processes of this machine |
+//! | [`runtime`] | the pod life-cycle for engines that only start and stop containers |
 
 pub mod conformance;
 pub mod error;
 pub mod features;
 pub mod mock;
+pub mod process;
 pub mod registry;
+pub mod runtime;
 pub mod types;
 pub mod volumes;
 
@@ -41,6 +45,9 @@ pub use volumes::{FileSet, PullCredentials, ResolvedMount, ResolvedVolume, Volum
 pub trait PodNotifier: Send + Sync + 'static {
     /// The pod is now as `observation` says.
     fn changed(&self, observation: PodObservation);
+
+    /// Something happened that users should see. Events are hints: they may be merged or dropped.
+    fn event(&self, _event: PodEvent) {}
 }
 
 /// What every provider is given when it is made.

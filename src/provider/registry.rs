@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use super::mock::MockFactory;
+use super::process::ProcessFactory;
 use super::{Capabilities, Provider, ProviderContext, ProviderError, Result};
 use crate::api::{ProviderSpec, ProviderType};
 
@@ -43,6 +44,7 @@ impl Default for Registry {
     fn default() -> Self {
         let registry = Self::empty();
         registry.register(ProviderType::Mock.as_str(), MockFactory::default());
+        registry.register(ProviderType::Process.as_str(), ProcessFactory::forbidden());
         registry
     }
 }

@@ -182,11 +182,36 @@ pub struct PodObservation {
 impl PodObservation {
     /// True when no container runs or will run again without being asked to.
     ///
-    /// This is what a deletion waits for.
+    /// This is what a deletion waits for. Sidecars end after the containers, so they count as well.
     pub fn is_terminated(&self) -> bool {
         let over = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.terminated.is_some());
-        !self.containers.is_empty() && self.containers.iter().all(over)
+        let runs = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.running.is_some());
+        !self.containers.is_empty() && self.containers.iter().all(over) && !self.init_containers.iter().any(runs)
     }
+}
+
+/// How serious an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// As it should be.
+    Normal,
+    /// Something is wrong.
+    Warning,
+}
+
+/// Something that users should see among a pod's events, in kubelet's vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEvent {
+    /// Which pod.
+    pub pod: PodRef,
+    /// The part of the pod, as in `spec.containers{main}`.
+    pub field: Option<String>,
+    /// How serious it is.
+    pub kind: EventType,
+    /// One CamelCase word: `Started`, `Killing`, `Unhealthy`.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
 }
 
 /// What the machine behind a node looks like, as far as the provider knows; the rest is defaulted.
@@ -223,6 +248,9 @@ pub struct Capabilities {
     pub stats: bool,
     /// Calls its notifier on every change; without it the agent polls.
     pub notifies: bool,
+    /// Tells the events of its containers itself ([`PodNotifier::event`](super::PodNotifier::event)), so that
+    /// the agent does not make them up from statuses.
+    pub events: bool,
     /// Pods live in this process and are gone with it. After a restart the agent hands them to
     /// [`restore_pod`](super::Provider::restore_pod).
     pub volatile: bool,

@@ -113,6 +113,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     port_forward: true,
     stats: true,
     notifies: true,
+    events: false,
     volatile: true,
     volume_files: VolumeFiles::Ignored,
     // It runs nothing, so there is nothing that it could not do; but it keeps each pod's environment.
