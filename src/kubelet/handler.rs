@@ -71,7 +71,7 @@ pub(super) async fn within<T>(
 }
 
 /// Answers one request at a node's port.
-pub(super) async fn answer<B>(
+pub(super) async fn answer<B: hyper::body::Body>(
     server: &Arc<KubeletServer>,
     port: &Port,
     mut request: Request<B>,

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use super::NodeHandle;
 use super::admission::{self, Requests};
 use super::node::NodeState;
+use super::packed::{PackedPod, Phase};
 use super::plan::AtProvider;
 use super::resolve::Obstacle;
 use super::status::Resize;
@@ -45,7 +46,7 @@ pub(crate) struct Given {
 pub(crate) struct Record {
     pub reference: PodRef,
     /// As the API server last had it.
-    pub pod: Arc<Pod>,
+    pub pod: PackedPod,
     /// The API server has it no more.
     pub gone: bool,
     pub at_provider: AtProvider,
@@ -139,19 +140,19 @@ pub(crate) fn version(pod: &Pod) -> u64 {
 }
 
 impl Record {
-    fn new(pod: Arc<Pod>) -> Self {
+    fn new(pod: &Pod) -> Self {
         Self {
-            reference: PodRef::of(&pod),
+            reference: PodRef::of(pod),
             stale: false,
             given: None,
             // What ran before this process started was admitted then.
             admitted: pod.status.as_ref().is_some_and(|s| s.start_time.is_some()),
-            requests: Arc::new(admission::requests(&pod)),
+            requests: Arc::new(admission::requests(pod)),
             warned: false,
             resources: None,
             resize: Resize::Unknown,
             owed: false,
-            pod,
+            pod: PackedPod::new(pod),
             gone: false,
             at_provider: AtProvider::Unknown,
             observation: None,
@@ -171,22 +172,18 @@ impl Record {
     pub fn status(&self) -> PodStatus {
         match &self.written {
             Some((_, status)) => status.clone(),
-            None => self.pod.status.clone().unwrap_or_default(),
+            None => Arc::unwrap_or_clone(self.pod.unpack()).status.unwrap_or_default(),
         }
     }
 
     fn class(&self) -> Counted {
-        match self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
-            Some("Running") => Counted::Running,
-            Some("Failed") => Counted::Failed,
-            Some("Succeeded") => Counted::Over,
-            _ => Counted::Pending,
+        match self.pod.phase() {
+            Phase::Running => Counted::Running,
+            Phase::Failed => Counted::Failed,
+            Phase::Succeeded => Counted::Over,
+            Phase::Pending => Counted::Pending,
         }
     }
-}
-
-fn is_terminal(pod: &Pod) -> bool {
-    pod.status.as_ref().is_some_and(super::status::is_terminal)
 }
 
 fn count(counts: &mut PodCounts, what: Counted, up: bool) {
@@ -231,9 +228,9 @@ impl Cache {
         // provider does not.
         if let Some(old) = old {
             for uid in old.uids {
-                let Some(pod) = index.pods.get(&uid).map(|e| guard(&e.record).pod.clone()) else { continue };
+                let Some(pod) = index.pods.get(&uid).map(|e| guard(&e.record).pod.unpack()) else { continue };
                 index.pods.remove(&uid);
-                index.insert(&state, pod);
+                index.insert(&state, &pod);
             }
         }
     }
@@ -281,7 +278,7 @@ impl Cache {
         let Some(node) = index.nodes.get(node) else { return Vec::new() };
         let live = |uid| {
             let record = guard(&index.pods.get(uid)?.record);
-            (!record.gone).then(|| record.pod.clone())
+            (!record.gone).then(|| record.pod.unpack())
         };
         node.uids.iter().filter_map(live).collect()
     }
@@ -294,7 +291,7 @@ impl Cache {
         for uid in node.uids.iter().filter(|u| &***u != except) {
             let Some(entry) = index.pods.get(uid) else { continue };
             let record = guard(&entry.record);
-            if record.gone || !record.admitted || record.refused.is_some() || is_terminal(&record.pod) {
+            if record.gone || !record.admitted || record.refused.is_some() || record.pod.terminal() {
                 continue;
             }
             pods += 1;
@@ -315,7 +312,7 @@ impl Cache {
         index.nodes.get(node)?.uids.iter().find_map(|uid| {
             let record = guard(&index.pods.get(uid)?.record);
             let wanted = !record.gone && &*record.reference.name == name && &*record.reference.namespace == namespace;
-            wanted.then(|| record.pod.clone())
+            wanted.then(|| record.pod.unpack())
         })
     }
 
@@ -348,21 +345,21 @@ impl Cache {
         let name = state.name.clone();
         if let Some(entry) = index.pods.get(uid).cloned() {
             let mut record = guard(&entry.record);
-            if version(&pod) < version(&record.pod) {
+            if version(&pod) < record.pod.version() {
                 return Applied::Ignored;
             }
             if record.written.as_ref().is_some_and(|(at, _)| *at <= version(&pod)) {
                 record.written = None;
             }
             let uid = record.reference.uid.clone();
-            if pod.metadata.generation != record.pod.metadata.generation {
+            if pod.metadata.generation != record.pod.generation() {
                 record.requests = Arc::new(admission::requests(&pod));
             }
-            record.pod = Arc::new(pod);
+            record.pod = PackedPod::new(&pod);
             let counts = index.recount(&name, &mut record, false);
             Applied::Changed { uid, node: name, counts }
         } else {
-            let uid = index.insert(&state, Arc::new(pod));
+            let uid = index.insert(&state, &pod);
             Applied::Changed { uid, node: name, counts: true }
         }
     }
@@ -416,7 +413,7 @@ impl Cache {
 }
 
 impl Index {
-    fn insert(&mut self, node: &Arc<NodeState>, pod: Arc<Pod>) -> Arc<str> {
+    fn insert(&mut self, node: &Arc<NodeState>, pod: &Pod) -> Arc<str> {
         let mut record = Record::new(pod);
         let uid = record.reference.uid.clone();
         if let Some(entry) = self.nodes.get_mut(&node.name) {

@@ -12,6 +12,7 @@
 //! | [`watch`] | one watch of the bound pods for the whole fleet |
 //! | [`cache`] | what is known of each pod, by node and uid |
 //! | [`node`] | one node of ours |
+//! | [`packed`] | a pod at rest, in a tenth of the memory |
 //! | [`plan`] | pure: from what is known to the next step |
 //! | [`run`] | hands out the steps; [`steps`] call providers, [`story`] tells the API server, [`adopt`] compares |
 //! | [`admission`] | pure: whether a node takes a pod |
@@ -37,7 +38,8 @@ mod feed;
 mod node;
 mod objects;
 mod outage;
-pub mod plan;
+pub mod packed;
+mod plan;
 mod pull;
 mod quantity;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -201,11 +202,9 @@ impl PodController {
                 if record.deleted && !record.gone && record.at_provider == AtProvider::Absent {
                     return Outcome::Done;
                 }
-                (
-                    plan(&observed(&record, provider.capabilities().volatile, &node.facts())),
-                    record.reference.clone(),
-                    record.pod.clone(),
-                )
+                let pod = record.pod.unpack();
+                let observed = observed(&record, &pod, provider.capabilities().volatile, &node.facts());
+                (plan(&observed), record.reference.clone(), pod)
             };
             let next = match step {
                 Step::Ask => self.ask(entry, &reference, place).await,
@@ -238,10 +237,10 @@ impl PodController {
 /// `Ok`: look what is next. `Err`: enough for now.
 pub(super) type Next = std::result::Result<(), Outcome>;
 
-fn observed(record: &Record, volatile: bool, facts: &NodeFacts) -> Observed {
-    let meta = &record.pod.metadata;
+fn observed(record: &Record, pod: &Pod, volatile: bool, facts: &NodeFacts) -> Observed {
+    let meta = &pod.metadata;
     let written = record.written.as_ref().map(|(_, status)| status);
-    let status = written.or(record.pod.status.as_ref());
+    let status = written.or(pod.status.as_ref());
     let mut grace = Duration::from_secs(
         u64::try_from(meta.deletion_grace_period_seconds.unwrap_or(DEFAULT_GRACE)).unwrap_or_default(),
     );
@@ -263,8 +262,8 @@ fn observed(record: &Record, volatile: bool, facts: &NodeFacts) -> Observed {
         observed: record.observation.is_some(),
         // The time that is left only shrinks, so a later time is a shorter grace period asked for since.
         stop_asked: !overdue && record.stop_by.is_some_and(|by| by <= now + grace),
-        up_to_date: record.applied == Some(hash(&record.pod)) && !record.stale,
-        held: admission::is_static(&record.pod) || (!facts.daemon_set_pods && admission::is_of_daemon_set(&record.pod)),
+        up_to_date: record.applied == Some(hash(pod)) && !record.stale,
+        held: admission::is_static(pod) || (!facts.daemon_set_pods && admission::is_of_daemon_set(pod)),
         grace,
     }
 }

@@ -63,7 +63,7 @@ impl PodController {
                 }
                 let mut record = guard(&entry.record);
                 // The watch may have been faster.
-                if version == 0 || super::cache::version(&record.pod) < version {
+                if version == 0 || record.pod.version() < version {
                     record.written = Some((version, new));
                 }
                 Outcome::Done

@@ -11,8 +11,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use vnode_spdy::{Headers, Options, Session, Stream};
 
-use crate::spdy::Client;
-use crate::websocket::{drain, message, open};
+use crate::clients::{Client, KEY, drain, message, open};
 use crate::world::{MOMENT, World};
 
 async fn connect(session: &Session, port: u16, request: usize) -> (Stream, Stream) {
@@ -182,6 +181,6 @@ async fn websocket_channels_begin_with_their_port_and_end_with_their_pod() {
         }
         assert_eq!(back, b"\x07\x00over and out", "{protocol}");
     }
-    let headers = format!("connection: upgrade\r\nupgrade: websocket\r\n{}", crate::websocket::KEY);
+    let headers = format!("connection: upgrade\r\nupgrade: websocket\r\n{}", KEY);
     assert_eq!(world.ask("GET", "/portForward/ns/p", &headers).await.0, 400);
 }

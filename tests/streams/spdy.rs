@@ -5,39 +5,11 @@ use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vnode_spdy::{Headers, Options, Session, Stream};
+use vnode_spdy::Headers;
 
+use crate::clients::Client;
 use crate::world::{MOMENT, World};
-
-/// A session with the node, and the task that carries it.
-pub struct Client {
-    pub session: Session,
-    pub connection: JoinHandle<Result<(), vnode_spdy::Error>>,
-}
-
-pub fn upgrade(protocol: &str) -> String {
-    format!(
-        "connection: Upgrade\r\nupgrade: SPDY/3.1\r\nx-stream-protocol-version: {protocol}\r\ncontent-length: 0\r\n"
-    )
-}
-
-impl Client {
-    pub async fn open(world: &World, path: &str, protocol: &str) -> Self {
-        let (status, head, stream) = world.ask("POST", path, &upgrade(protocol)).await;
-        assert_eq!(status, 101, "{head}");
-        assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}\r\n")), "{head}");
-        let (session, connection) = vnode_spdy::client(stream, Options { max_streams: 2048, ..Options::default() });
-        Self { session, connection: tokio::spawn(connection) }
-    }
-
-    pub async fn stream(&self, kind: &str) -> Stream {
-        let stream = self.session.open(Headers::from([("streamType", kind)])).unwrap();
-        timeout(MOMENT, stream.replied()).await.expect("an answer").expect("to be accepted");
-        stream
-    }
-}
 
 /// All that comes on the streams of a command, and its end.
 async fn run(world: &World, path: &str, protocol: &str, kinds: &[&str]) -> BTreeMap<String, Vec<u8>> {

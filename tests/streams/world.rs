@@ -181,8 +181,10 @@ impl Provider for Commands {
             // Never reads.
             9 => tokio::spawn(async move {
                 let _count = count;
-                let _ours = ours;
-                std::future::pending::<()>().await;
+                let mut ours = ours;
+                while ours.write(b"").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }),
             _ => return Err(ProviderError::unavailable("connection refused")),
         };

@@ -38,6 +38,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Method, Request, StatusCode};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use k8s_openapi::api::core::v1::Pod;
 use prometheus_client::metrics::gauge::Gauge;
@@ -115,7 +116,7 @@ enum Wanted {
 const HANDOVER: Duration = Duration::from_secs(30);
 
 /// Answers a request for a session and leaves in `takeover` what is to be done with the connection then.
-pub(super) async fn session<B>(
+pub(super) async fn session<B: Body>(
     server: &Arc<KubeletServer>,
     port: &Port,
     takeover: &Takeover,
@@ -126,6 +127,10 @@ pub(super) async fn session<B>(
     let kind = route.kind;
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"));
+    }
+    if !request.body().is_end_stream() {
+        // It would be taken for the first bytes of the new protocol, or keep a client's end from being seen.
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "a request for a session has no body\n"));
     }
     let query = query::pairs(request.uri())?;
     let target = target(&port.backend, route)?;
@@ -143,7 +148,8 @@ pub(super) async fn session<B>(
         if *request.method() != Method::POST {
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"));
         }
-        return run::answer(target, query::run_command(&query)?, OpenStream::new(kind)).await;
+        let patience = server.options.streams.idle_timeout;
+        return run::answer(target, query::run_command(&query)?, patience, OpenStream::new(kind)).await;
     }
     let command = match kind {
         SessionKind::PortForward => None,

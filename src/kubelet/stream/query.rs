@@ -18,9 +18,10 @@ fn bad(message: impl Into<String>) -> Refusal {
 
 /// Decodes a query.
 pub(super) fn pairs(uri: &Uri) -> Result<Pairs, Refusal> {
-    axum::extract::Query::<Pairs>::try_from_uri(uri)
-        .map(|query| query.0)
-        .map_err(|_| bad("the query cannot be decoded\n"))
+    let undecodable = || bad("the query cannot be decoded\n");
+    let pairs = axum::extract::Query::<Pairs>::try_from_uri(uri).map_err(|_| undecodable())?.0;
+    // What is not UTF-8 was replaced: another command than the one asked for must not be run.
+    if pairs.iter().any(|(_, value)| value.contains('\u{fffd}')) { Err(undecodable()) } else { Ok(pairs) }
 }
 
 fn all<'a>(pairs: &'a Pairs, name: &'a str) -> impl Iterator<Item = &'a str> {

@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
@@ -16,6 +17,7 @@ use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Frame;
 use tokio::io::DuplexStream;
+use tokio::time::timeout;
 
 use super::{OpenStream, Target};
 use crate::kubelet::connection::text;
@@ -31,11 +33,13 @@ struct Running {
     outcome: Option<Result<ExitStatus, ProviderError>>,
     /// Standard output and standard error.
     pipes: [Option<DuplexStream>; 2],
+    /// How long the command may write nothing: the client may have gone without anybody noticing.
+    patience: Duration,
     _open: OpenStream,
 }
 
 impl Running {
-    fn start(target: Target, command: Vec<String>, open: OpenStream) -> Self {
+    fn start(target: Target, command: Vec<String>, patience: Duration, open: OpenStream) -> Self {
         let (stdout, out) = tokio::io::duplex(KEPT);
         let (stderr, err) = tokio::io::duplex(KEPT);
         let io = SessionIo {
@@ -46,7 +50,7 @@ impl Running {
             resize: None,
         };
         let run = async move { target.provider.exec(&target.pod, &target.container, &command, io).await };
-        Self { command: Some(run.boxed()), outcome: None, pipes: [Some(stdout), Some(stderr)], _open: open }
+        Self { command: Some(run.boxed()), outcome: None, pipes: [Some(stdout), Some(stderr)], patience, _open: open }
     }
 
     /// Appends what the command writes. Ready when the buffer is full or the command is over.
@@ -77,6 +81,13 @@ impl Running {
         if open { Poll::Pending } else { Poll::Ready(()) }
     }
 
+    /// Gives up a command that is silent for too long.
+    fn give_up(&mut self) {
+        self.command = None;
+        self.pipes = [None, None];
+        self.outcome = Some(Err(ProviderError::unavailable("the command wrote nothing for too long")));
+    }
+
     fn is_over(&self) -> bool {
         self.command.is_none() && self.pipes.iter().all(Option::is_none)
     }
@@ -91,10 +102,12 @@ impl Running {
 }
 
 /// Runs the command and answers with what it writes on both of its outputs.
-pub(super) async fn answer(target: Target, command: Vec<String>, open: OpenStream) -> Answered {
-    let mut running = Running::start(target, command, open);
+pub(super) async fn answer(target: Target, command: Vec<String>, patience: Duration, open: OpenStream) -> Answered {
+    let mut running = Running::start(target, command, patience, open);
     let mut buffer = BytesMut::new();
-    poll_fn(|cx| running.poll_fill(cx, &mut buffer)).await;
+    if timeout(patience, poll_fn(|cx| running.poll_fill(cx, &mut buffer))).await.is_err() {
+        running.give_up();
+    }
     if !running.is_over() {
         return Ok(streaming(buffer.freeze(), running));
     }
@@ -113,13 +126,16 @@ fn streaming(first: Bytes, running: Running) -> Response<UnsyncBoxBody<Bytes, io
             return Some((Ok(Frame::data(first)), (Bytes::new(), running)));
         }
         let mut running = running?;
+        let patience = running.patience;
         let mut buffer = BytesMut::new();
         // What is there goes out; nothing waits for a full buffer.
-        poll_fn(|cx| match running.poll_fill(cx, &mut buffer) {
+        let filled = poll_fn(|cx| match running.poll_fill(cx, &mut buffer) {
             Poll::Pending if !buffer.is_empty() => Poll::Ready(()),
             polled => polled,
-        })
-        .await;
+        });
+        if timeout(patience, filled).await.is_err() {
+            running.give_up();
+        }
         if !buffer.is_empty() {
             return Some((Ok(Frame::data(buffer.freeze())), (Bytes::new(), Some(running))));
         }

@@ -6,7 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`fields`] | pure: `fieldRef` and `resourceFieldRef` |
-//! | [`expand`] | pure: `$(VAR)` |
+//! | [`mod@expand`] | pure: `$(VAR)` |
 
 pub(super) mod expand;
 pub(super) mod fields;

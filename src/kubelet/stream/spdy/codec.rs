@@ -210,7 +210,7 @@ impl Encoder {
     pub fn encode(&mut self, frame: &Frame, out: &mut BytesMut) -> Result<(), CodecError> {
         match frame {
             Frame::SynStream { id, associated, priority, fin, unidirectional, headers } => {
-                let flags = u8::from(*fin) * FIN | u8::from(*unidirectional) * UNIDIRECTIONAL;
+                let flags = (u8::from(*fin) * FIN) | (u8::from(*unidirectional) * UNIDIRECTIONAL);
                 let block = self.deflater.block(&headers.to_block())?;
                 control(out, SYN_STREAM, flags, 10 + block.len())?;
                 out.put_u32(id & ID_MASK);

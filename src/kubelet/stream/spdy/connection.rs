@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::Error;
 use crate::codec::Decoder;
 use crate::frame::Frame;
-use crate::session::{Phase, Shared};
+use crate::state::{Phase, Shared};
 
 /// Read at a time: what TLS gives at a time.
 const READ: usize = 16 * 1024;

@@ -44,7 +44,8 @@
 //! |---|---|
 //! | [`frame`] | what can be said |
 //! | [`codec`] | frames as bytes; stands alone, for tests and fuzzing |
-//! | `session` | streams, windows, and who waits for what |
+//! | `session` | the handle through which streams are opened and accepted |
+//! | `state` | streams, windows, and who waits for what |
 //! | `connection` | the future that reads and writes |
 //! | `stream` | readers and writers |
 //!
@@ -56,6 +57,7 @@ mod dictionary;
 pub mod frame;
 mod headers;
 mod session;
+mod state;
 mod stream;
 mod zlib;
 
@@ -114,15 +116,15 @@ pub enum Error {
 
 /// The end that accepted the connection.
 pub fn server<T: AsyncRead + AsyncWrite + Unpin>(io: T, options: Options) -> (Session, Connection<T>) {
-    start(io, options, session::Role::Server)
+    start(io, options, state::Role::Server)
 }
 
 /// The end that made the connection.
 pub fn client<T: AsyncRead + AsyncWrite + Unpin>(io: T, options: Options) -> (Session, Connection<T>) {
-    start(io, options, session::Role::Client)
+    start(io, options, state::Role::Client)
 }
 
-fn start<T: AsyncRead + AsyncWrite + Unpin>(io: T, options: Options, role: session::Role) -> (Session, Connection<T>) {
+fn start<T: AsyncRead + AsyncWrite + Unpin>(io: T, options: Options, role: state::Role) -> (Session, Connection<T>) {
     let decoder = codec::Decoder::new(options.codec.clone());
     let session = Session::new(options, role);
     let connection = Connection::new(io, session.shared.clone(), decoder);

@@ -1,40 +1,11 @@
-//! The streams of a session, their windows, and who waits for what.
-//!
-//! All of it is behind one lock that is held for the time of a copy. Streams put their frames into one
-//! buffer for the connection to write; who finds it full waits in line, so that a stream that always has
-//! something to say does not keep the others from saying theirs.
+//! The handle through which streams are opened and accepted.
 
-use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::ReadBuf;
-
-use crate::codec::{self, Encoder};
-use crate::frame::{DEFAULT_WINDOW, Frame, GoAwayStatus, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, RstStatus};
+use crate::state::{Role, Shared, State};
 use crate::stream::Stream;
 use crate::{Error, Headers, Options};
-
-/// The most that one write puts into a frame.
-const CHUNK: usize = 32 * 1024;
-/// Writers wait while so much is to be sent.
-const OUT_FULL: usize = 64 * 1024;
-/// Nothing is read while so much is to be sent: the peer makes us answer and does not read the answers.
-const OUT_STUCK: usize = 256 * 1024;
-/// How many of those who wait are woken when there is room; the others follow.
-const WOKEN: usize = 8;
-/// The largest window there can be.
-const MAX_WINDOW: i64 = 0x7fff_ffff;
-
-/// Which end of a session this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Client,
-    Server,
-}
 
 /// A handle to a session. Clones are the same session.
 #[derive(Clone)]
@@ -42,533 +13,15 @@ pub struct Session {
     pub(crate) shared: Arc<Shared>,
 }
 
-pub(crate) struct Shared {
-    state: Mutex<State>,
-}
-
-/// How far the end of a session has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Open,
-    /// What is to be sent is sent, and then it is over.
-    Closing,
-    Over,
-}
-
-pub(crate) struct State {
-    role: Role,
-    options: Options,
-    encoder: Encoder,
-    /// Frames to be sent.
-    out: BytesMut,
-    streams: HashMap<u32, Slot>,
-    /// The id of the next stream that is opened here.
-    next_id: u32,
-    /// The id of the last stream that the peer opened.
-    last_peer_id: u32,
-    /// Streams of the peer that nobody has taken yet.
-    incoming: VecDeque<u32>,
-    accepting: Option<Waker>,
-    /// Those who wait for the peer to end the session.
-    leaving: Vec<Waker>,
-    driver: Option<Waker>,
-    /// Streams that wait for room in `out`.
-    writers: VecDeque<u32>,
-    /// The peer keeps windows, so it is held to be kept to them.
-    windows: bool,
-    peer_initial_window: i64,
-    send_window: i64,
-    /// Bytes read on all streams since the peer was last told.
-    unacknowledged: u32,
-    /// Bytes that wait to be read on all streams.
-    buffered: usize,
-    /// The connection does not read because of `buffered` or a full stream.
-    pub(crate) blocked: bool,
-    peer_left: bool,
-    phase: Phase,
-}
-
-/// One stream.
-struct Slot {
-    ours: bool,
-    replied: bool,
-    headers: Headers,
-    input: BytesMut,
-    unacknowledged: u32,
-    /// The peer will send no more.
-    peer_fin: bool,
-    /// We will send no more.
-    fin: bool,
-    reset: Option<RstStatus>,
-    /// Nobody reads any more.
-    discard: bool,
-    /// Reader and writer that are alive.
-    handles: u8,
-    send_window: i64,
-    /// In line for room.
-    queued: bool,
-    reading: Option<Waker>,
-    writing: Option<Waker>,
-}
-
-impl Slot {
-    fn wake(&mut self) {
-        for waker in [self.reading.take(), self.writing.take()].into_iter().flatten() {
-            waker.wake();
-        }
-    }
-}
-
-fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the session is over")
-}
-
-fn was_reset(status: RstStatus) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, Error::Reset(status))
-}
-
-impl Shared {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Appends a frame. Headers that are made here always fit.
-    fn send(&mut self, frame: &Frame) {
-        if self.phase == Phase::Over {
-            return;
-        }
-        let encoded = self.encoder.encode(frame, &mut self.out);
-        debug_assert!(encoded.is_ok());
-        self.wake_driver();
-    }
-
-    fn wake_driver(&mut self) {
-        if let Some(waker) = self.driver.take() {
-            waker.wake();
-        }
-    }
-
-    fn update_window(&mut self, id: u32) {
-        let (pending, whole) = match id {
-            0 => (&mut self.unacknowledged, self.options.session_buffer),
-            id => match self.streams.get_mut(&id) {
-                Some(slot) if !slot.peer_fin && slot.reset.is_none() => {
-                    (&mut slot.unacknowledged, self.options.stream_buffer)
-                }
-                _ => return,
-            },
-        };
-        // Half a window at a time: an update for every read would be more frames than data.
-        if *pending >= whole / 2 {
-            let delta = std::mem::take(pending);
-            self.send(&Frame::WindowUpdate { id, delta });
-        }
-    }
-
-    /// Forgets a stream that nobody holds and nothing more can happen to.
-    fn forget(&mut self, id: u32) {
-        let over = self.streams.get(&id).is_some_and(|s| s.handles == 0 && (s.reset.is_some() || s.fin && s.peer_fin));
-        if over && let Some(slot) = self.streams.remove(&id) {
-            self.drop_input(slot.input.len());
-        }
-    }
-
-    fn drop_input(&mut self, bytes: usize) {
-        self.buffered -= bytes;
-        // Bytes are bounded by the buffers, far below 4 GiB.
-        self.unacknowledged = self.unacknowledged.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        self.update_window(0);
-        self.unblock();
-    }
-
-    fn unblock(&mut self) {
-        if std::mem::take(&mut self.blocked) {
-            self.wake_driver();
-        }
-    }
-
-    /// Ends a stream at once.
-    pub(crate) fn reset(&mut self, id: u32, status: RstStatus) {
-        let Some(slot) = self.streams.get_mut(&id) else { return };
-        if slot.reset.is_some() {
-            return;
-        }
-        slot.reset = Some(status);
-        slot.wake();
-        self.send(&Frame::RstStream { id, status });
-        self.forget(id);
-    }
-
-    /// Ends what we send on a stream.
-    pub(crate) fn fin(&mut self, id: u32) {
-        let over = self.phase == Phase::Over;
-        let Some(slot) = self.streams.get_mut(&id) else { return };
-        if slot.fin || slot.reset.is_some() || over {
-            return;
-        }
-        slot.fin = true;
-        codec::data(id, true, &[], &mut self.out);
-        self.wake_driver();
-        self.forget(id);
-    }
-
-    fn slot(&self, ours: bool, headers: Headers) -> Slot {
-        Slot {
-            ours,
-            replied: false,
-            headers,
-            input: BytesMut::new(),
-            unacknowledged: 0,
-            peer_fin: false,
-            fin: false,
-            reset: None,
-            discard: false,
-            handles: 0,
-            send_window: self.peer_initial_window,
-            queued: false,
-            reading: None,
-            writing: None,
-        }
-    }
-
-    /// Ends everything: nobody waits any longer.
-    pub(crate) fn over(&mut self) {
-        self.phase = Phase::Over;
-        self.peer_left = true;
-        self.out = BytesMut::new();
-        self.streams.values_mut().for_each(Slot::wake);
-        self.wake_leaving();
-    }
-
-    fn wake_leaving(&mut self) {
-        self.leaving.drain(..).chain(self.accepting.take()).for_each(Waker::wake);
-    }
-
-    // What the connection does.
-
-    /// Exchanges what is to be sent with an empty buffer and wakes those who wait for room.
-    pub(crate) fn take_output(&mut self) -> BytesMut {
-        let out = std::mem::take(&mut self.out);
-        let count = if out.is_empty() { self.writers.len() } else { WOKEN.min(self.writers.len()) };
-        for id in self.writers.drain(..count).collect::<Vec<_>>() {
-            if let Some(slot) = self.streams.get_mut(&id) {
-                slot.queued = false;
-                if let Some(waker) = slot.writing.take() {
-                    waker.wake();
-                }
-            }
-        }
-        out
-    }
-
-    pub(crate) fn has_output(&self) -> bool {
-        !self.out.is_empty()
-    }
-
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.out.len() >= OUT_STUCK
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// Remembers whom to wake. Called before the state is looked at, under the same lock.
-    pub(crate) fn register_driver(&mut self, cx: &Context<'_>) {
-        match &mut self.driver {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => self.driver = Some(cx.waker().clone()),
-        }
-    }
-
-    /// Says that the peer broke the protocol.
-    pub(crate) fn accuse(&mut self) {
-        self.send(&Frame::GoAway { last: self.last_peer_id, status: GoAwayStatus::ProtocolError });
-    }
-
-    /// Takes as many bytes for a stream as it has room for. Returns how many.
-    pub(crate) fn deliver(&mut self, id: u32, bytes: &[u8]) -> usize {
-        let session_room = (self.options.session_buffer as usize).saturating_sub(self.buffered);
-        let Some(slot) = self.streams.get_mut(&id).filter(|s| !s.discard && !s.peer_fin && s.reset.is_none()) else {
-            // Nobody wants them: as good as read.
-            self.unacknowledged = self.unacknowledged.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-            self.update_window(0);
-            return bytes.len();
-        };
-        let room = (self.options.stream_buffer as usize).saturating_sub(slot.input.len());
-        let n = bytes.len().min(room).min(session_room);
-        if n > 0 {
-            slot.input.extend_from_slice(&bytes[..n]);
-            self.buffered += n;
-            if let Some(waker) = slot.reading.take() {
-                waker.wake();
-            }
-        }
-        self.blocked = n < bytes.len();
-        n
-    }
-
-    /// The peer will send no more on a stream.
-    pub(crate) fn peer_fin(&mut self, id: u32) {
-        if let Some(slot) = self.streams.get_mut(&id) {
-            slot.peer_fin = true;
-            if let Some(waker) = slot.reading.take() {
-                waker.wake();
-            }
-            self.forget(id);
-        }
-    }
-
-    /// Acts on a frame other than data.
-    pub(crate) fn receive(&mut self, frame: Frame) -> Result<(), Error> {
-        match frame {
-            Frame::SynStream { id, fin, unidirectional, headers, .. } => {
-                let theirs = if self.role == Role::Server { 1 } else { 0 };
-                if id % 2 != theirs || id <= self.last_peer_id {
-                    return Err(Error::Protocol("the number of a new stream does not follow"));
-                }
-                self.last_peer_id = id;
-                if self.phase != Phase::Open || self.streams.len() >= self.options.max_streams {
-                    self.send(&Frame::RstStream { id, status: RstStatus::RefusedStream });
-                    return Ok(());
-                }
-                let mut slot = self.slot(false, headers);
-                (slot.peer_fin, slot.fin, slot.handles) = (fin, unidirectional, 1);
-                self.streams.insert(id, slot);
-                self.incoming.push_back(id);
-                if let Some(waker) = self.accepting.take() {
-                    waker.wake();
-                }
-            }
-            Frame::SynReply { id, fin, headers } => {
-                if let Some(slot) = self.streams.get_mut(&id).filter(|s| s.ours && !s.replied) {
-                    (slot.replied, slot.headers) = (true, headers);
-                    slot.wake();
-                }
-                if fin {
-                    self.peer_fin(id);
-                }
-            }
-            Frame::Headers { id, fin, .. } => {
-                if fin {
-                    self.peer_fin(id);
-                }
-            }
-            Frame::RstStream { id, status } => {
-                if let Some(slot) = self.streams.get_mut(&id) {
-                    slot.reset = Some(status);
-                    slot.wake();
-                    self.forget(id);
-                }
-            }
-            Frame::Settings(pairs) => {
-                for (_, value) in pairs.into_iter().filter(|(id, _)| *id == INITIAL_WINDOW_SIZE) {
-                    let change = i64::from(value) - self.peer_initial_window;
-                    self.peer_initial_window = i64::from(value);
-                    self.windows = true;
-                    for slot in self.streams.values_mut() {
-                        slot.send_window = (slot.send_window + change).min(MAX_WINDOW);
-                        slot.writing.take().into_iter().for_each(Waker::wake);
-                    }
-                }
-            }
-            Frame::Ping(id) => {
-                // Ours would be of our own parity; we send none, so any other is none of ours.
-                if id % 2 == u32::from(self.role == Role::Server) {
-                    self.send(&Frame::Ping(id));
-                }
-            }
-            Frame::GoAway { .. } => {
-                self.peer_left = true;
-                self.wake_leaving();
-            }
-            Frame::WindowUpdate { id: 0, delta } => {
-                self.windows = true;
-                self.send_window = (self.send_window + i64::from(delta)).min(MAX_WINDOW);
-                self.streams.values_mut().for_each(|s| s.writing.take().into_iter().for_each(Waker::wake));
-            }
-            Frame::WindowUpdate { id, delta } => {
-                self.windows = true;
-                if let Some(slot) = self.streams.get_mut(&id) {
-                    slot.send_window = (slot.send_window + i64::from(delta)).min(MAX_WINDOW);
-                    slot.writing.take().into_iter().for_each(Waker::wake);
-                }
-            }
-            // Delivered by the connection, in pieces.
-            Frame::Data { .. } => {}
-        }
-        Ok(())
-    }
-
-    // What streams do.
-
-    pub(crate) fn poll_read(&mut self, id: u32, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let over = self.phase == Phase::Over;
-        let Some(slot) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone())) };
-        let n = slot.input.len().min(buf.remaining());
-        if n > 0 {
-            buf.put_slice(&slot.input[..n]);
-            slot.input.advance(n);
-            if slot.input.is_empty() {
-                // An idle stream holds no memory.
-                slot.input = BytesMut::new();
-            }
-            slot.unacknowledged = slot.unacknowledged.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
-            self.update_window(id);
-            self.drop_input(n);
-            return Poll::Ready(Ok(()));
-        }
-        match slot.reset {
-            _ if slot.peer_fin || buf.remaining() == 0 => Poll::Ready(Ok(())),
-            Some(status) => Poll::Ready(Err(was_reset(status))),
-            None if over => Poll::Ready(Err(gone())),
-            None => {
-                slot.reading = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-
-    pub(crate) fn poll_write(&mut self, id: u32, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.phase != Phase::Open {
-            return Poll::Ready(Err(gone()));
-        }
-        let Some(slot) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone())) };
-        if let Some(status) = slot.reset {
-            return Poll::Ready(Err(was_reset(status)));
-        }
-        if slot.fin {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let mut n = bytes.len().min(CHUNK);
-        if self.windows {
-            let window = slot.send_window.min(self.send_window).max(0);
-            n = n.min(usize::try_from(window).unwrap_or(CHUNK));
-        }
-        // Some peers drop what comes before they have accepted the stream.
-        let must_wait = slot.ours && !slot.replied;
-        if n == 0 || must_wait || self.out.len() >= OUT_FULL {
-            slot.writing = Some(cx.waker().clone());
-            if n > 0 && !must_wait && !slot.queued {
-                slot.queued = true;
-                self.writers.push_back(id);
-            }
-            return Poll::Pending;
-        }
-        // At most CHUNK.
-        slot.send_window -= n as i64;
-        self.send_window -= n as i64;
-        codec::data(id, false, &bytes[..n], &mut self.out);
-        self.wake_driver();
-        Poll::Ready(Ok(n))
-    }
-
-    pub(crate) fn add_handle(&mut self, id: u32) {
-        if let Some(slot) = self.streams.get_mut(&id) {
-            slot.handles += 1;
-        }
-    }
-
-    /// Nobody reads a stream any more: what comes is thrown away.
-    pub(crate) fn drop_reader(&mut self, id: u32) {
-        if let Some(slot) = self.streams.get_mut(&id) {
-            slot.discard = true;
-            let unread = std::mem::take(&mut slot.input).len();
-            self.drop_input(unread);
-            self.drop_handle(id);
-        }
-    }
-
-    /// Nobody writes a stream any more, which is its end.
-    pub(crate) fn drop_writer(&mut self, id: u32) {
-        self.fin(id);
-        self.drop_handle(id);
-    }
-
-    pub(crate) fn drop_handle(&mut self, id: u32) {
-        let Some(slot) = self.streams.get_mut(&id) else { return };
-        slot.handles -= 1;
-        if slot.handles > 0 {
-            return;
-        }
-        if slot.fin && slot.peer_fin || slot.reset.is_some() {
-            self.forget(id);
-        } else {
-            // The peer need not send what nobody will read.
-            self.reset(id, RstStatus::Cancel);
-        }
-    }
-
-    pub(crate) fn poll_replied(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<Headers, Error>> {
-        let over = self.phase == Phase::Over;
-        let Some(slot) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Error::Closed)) };
-        match slot.reset {
-            _ if slot.replied => Poll::Ready(Ok(slot.headers.clone())),
-            Some(status) => Poll::Ready(Err(Error::Reset(status))),
-            None if over => Poll::Ready(Err(Error::Closed)),
-            None => {
-                slot.reading = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-}
-
 impl Session {
     pub(crate) fn new(options: Options, role: Role) -> Self {
-        let (stream_buffer, session_buffer) = (options.stream_buffer, options.session_buffer);
-        let max_streams = u32::try_from(options.max_streams).unwrap_or(u32::MAX);
-        let mut state = State {
-            role,
-            options,
-            encoder: Encoder::new(),
-            out: BytesMut::new(),
-            streams: HashMap::new(),
-            next_id: if role == Role::Client { 1 } else { 2 },
-            last_peer_id: 0,
-            incoming: VecDeque::new(),
-            accepting: None,
-            leaving: Vec::new(),
-            driver: None,
-            writers: VecDeque::new(),
-            windows: false,
-            peer_initial_window: i64::from(DEFAULT_WINDOW),
-            send_window: i64::from(DEFAULT_WINDOW),
-            unacknowledged: 0,
-            buffered: 0,
-            blocked: false,
-            peer_left: false,
-            phase: Phase::Open,
-        };
-        state.send(&Frame::Settings(vec![(MAX_CONCURRENT_STREAMS, max_streams), (INITIAL_WINDOW_SIZE, stream_buffer)]));
-        if let Some(delta) = session_buffer.checked_sub(DEFAULT_WINDOW).filter(|d| *d > 0) {
-            state.send(&Frame::WindowUpdate { id: 0, delta });
-        }
-        Self { shared: Arc::new(Shared { state: Mutex::new(state) }) }
+        Self { shared: Arc::new(Shared::new(State::new(options, role))) }
     }
 
     /// The next stream that the peer opens; `None` when there will be none. Safe to cancel.
     pub async fn accept(&self) -> Option<Incoming> {
-        poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            while let Some(id) = state.incoming.pop_front() {
-                if let Some(slot) = state.streams.get(&id) {
-                    let headers = slot.headers.clone();
-                    return Poll::Ready(Some(Incoming { id, headers, shared: Some(self.shared.clone()) }));
-                }
-            }
-            if state.peer_left || state.phase != Phase::Open {
-                return Poll::Ready(None);
-            }
-            state.accepting = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
+        let (id, headers) = poll_fn(|cx| self.shared.lock().poll_accept(cx)).await?;
+        Some(Incoming { id, headers, shared: self.shared.clone(), accepted: false })
     }
 
     /// Opens a stream. It can be written once the peer has accepted it, which [`Stream::replied`] waits for.
@@ -576,54 +29,23 @@ impl Session {
     /// # Errors
     /// The session is closed or full, or the headers are too long.
     pub fn open(&self, headers: Headers) -> Result<Stream, Error> {
-        let mut state = self.shared.lock();
-        if state.peer_left || state.phase != Phase::Open || state.next_id > i32::MAX as u32 {
-            return Err(Error::Closed);
-        }
-        if state.streams.len() >= state.options.max_streams {
-            return Err(Error::TooManyStreams);
-        }
-        let id = state.next_id;
-        let frame = Frame::SynStream { id, associated: 0, priority: 0, fin: false, unidirectional: false, headers };
-        let State { encoder, out, .. } = &mut *state;
-        encoder.encode(&frame, out)?;
-        state.next_id += 2;
-        let mut slot = state.slot(true, Headers::new());
-        slot.handles = 1;
-        state.streams.insert(id, slot);
-        state.wake_driver();
+        let id = self.shared.lock().open(headers)?;
         Ok(Stream::new(self.shared.clone(), id))
     }
 
     /// Returns when the peer wants no more streams or is gone. Safe to cancel.
     pub async fn peer_left(&self) {
-        poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if state.peer_left {
-                return Poll::Ready(());
-            }
-            state.leaving.retain(|w| !w.will_wake(cx.waker()));
-            state.leaving.push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|cx| self.shared.lock().poll_peer_left(cx)).await;
     }
 
     /// Ends the session once all that was written is sent: the connection says goodbye and completes.
     pub fn close(&self) {
-        let mut state = self.shared.lock();
-        if state.phase == Phase::Open {
-            let last = state.last_peer_id;
-            state.send(&Frame::GoAway { last, status: GoAwayStatus::Ok });
-            state.phase = Phase::Closing;
-            state.streams.values_mut().for_each(Slot::wake);
-            state.wake_leaving();
-        }
+        self.shared.lock().close();
     }
 
     /// How many streams there are.
     pub fn streams(&self) -> usize {
-        self.shared.lock().streams.len()
+        self.shared.lock().stream_count()
     }
 }
 
@@ -631,7 +53,8 @@ impl Session {
 pub struct Incoming {
     id: u32,
     headers: Headers,
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
+    accepted: bool,
 }
 
 impl Incoming {
@@ -647,14 +70,9 @@ impl Incoming {
 
     /// Accepts the stream.
     pub fn accept(mut self) -> Stream {
-        let Some(shared) = self.shared.take() else { unreachable!("only taken by the methods that consume it") };
-        let mut state = shared.lock();
-        state.send(&Frame::SynReply { id: self.id, fin: false, headers: Headers::new() });
-        if let Some(slot) = state.streams.get_mut(&self.id) {
-            slot.replied = true;
-        }
-        drop(state);
-        Stream::new(shared, self.id)
+        self.accepted = true;
+        self.shared.lock().reply(self.id);
+        Stream::new(self.shared.clone(), self.id)
     }
 
     /// Refuses the stream.
@@ -663,16 +81,8 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some(shared) = self.shared.take() {
-            let mut state = shared.lock();
-            if let Some(slot) = state.streams.get_mut(&self.id) {
-                slot.handles = 0;
-                let unread = std::mem::take(&mut slot.input).len();
-                state.drop_input(unread);
-                state.reset(self.id, RstStatus::RefusedStream);
-                // The peer may have been first.
-                state.forget(self.id);
-            }
+        if !self.accepted {
+            self.shared.lock().refuse(self.id);
         }
     }
 }

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use bytes::Bytes;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
@@ -8,7 +10,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::Connection;
-use crate::codec::{Decoder, Limits};
+use crate::codec::{Decoder, Encoder, Limits};
+use crate::frame::{Frame, GoAwayStatus, RstStatus};
+use crate::state::OUT_STUCK;
 
 const MOMENT: Duration = Duration::from_secs(20);
 
@@ -175,11 +179,11 @@ async fn a_peer_without_windows_is_stopped_by_a_full_stream_and_goes_on_when_it_
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!sender.is_finished());
-    assert!(session.shared.lock().buffered <= 64 * 1024);
+    assert!(session.shared.lock().waiting().0 <= 64 * 1024);
     let mut all = Vec::new();
     timeout(MOMENT, stream.read_to_end(&mut all)).await.unwrap().unwrap();
     assert_eq!(all.len(), 1_000_000);
-    assert_eq!(session.shared.lock().buffered, 0);
+    assert_eq!(session.shared.lock().waiting().0, 0);
     sender.await.unwrap();
 }
 
@@ -226,7 +230,7 @@ async fn a_dropped_stream_is_reset_and_what_still_comes_for_it_is_thrown_away() 
     raw.send(Frame::Ping(7)).await;
     assert_eq!(raw.next().await, Some(Frame::Ping(7)));
     let state = session.shared.lock();
-    assert_eq!((state.buffered, state.streams.len()), (0, 0));
+    assert_eq!((state.waiting().0, state.stream_count()), (0, 0));
 }
 
 #[tokio::test]
@@ -303,7 +307,7 @@ async fn a_peer_that_asks_and_does_not_read_the_answers_is_not_read_either() {
         sent += pings.len();
         assert!(sent < 4 << 20);
     }
-    assert!(session.shared.lock().out.len() < 2 * OUT_STUCK);
+    assert!(session.shared.lock().waiting().1 < 2 * OUT_STUCK);
     // It is heard again once it reads; its last write was cut off at some frame's border or within one.
     let mut buffer = vec![0; 64 * 1024];
     let mut received = 0;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::frame::RstStatus;
-use crate::session::Shared;
+use crate::state::Shared;
 use crate::{Error, Headers};
 
 /// One stream of a session.
