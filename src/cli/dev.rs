@@ -60,6 +60,10 @@ pub(super) struct DevArgs {
     /// Start the cluster alone, without operator and sample.
     #[arg(long, conflicts_with = "no_sample")]
     cluster_only: bool,
+    /// Serve `/debug/faults`, where administrators ask for errors, delays and outages. What is left to chance follows
+    /// from the seed.
+    #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    faults: Option<u64>,
     /// What exec, attach and port-forward of WebSocket clients speak to nodes.
     #[arg(long, value_enum, default_value_t, hide = true, value_name = "PROTOCOL")]
     kubelet_streams: Streams,
@@ -130,6 +134,7 @@ pub(super) async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<()
     let options = Options {
         listen: args.listen,
         data_dir: args.data_dir.clone(),
+        faults: args.faults,
         kubelet_streams: args.kubelet_streams.into(),
         ..Options::default()
     };

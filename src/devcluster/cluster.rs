@@ -15,6 +15,7 @@ use crate::auth::rbac::Authorizer;
 use crate::auth::tokens::Tokens;
 use crate::kinds::Registry;
 use crate::pki::{Authority, PkiError};
+use crate::server::faults::Faults;
 use crate::server::proxy::Kubelets;
 use crate::server::{Api, listen};
 use crate::status::ApiError;
@@ -29,6 +30,9 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// Whether the scheduler and the controllers run. Default true.
     pub controllers: bool,
+    /// Serves `/debug/faults`, where administrators ask for faults; what is left to chance follows from this seed.
+    /// Default none.
+    pub faults: Option<u64>,
     /// What exec, attach and port-forward of WebSocket clients speak to nodes. Default: what each node declares.
     pub kubelet_streams: KubeletStreams,
 }
@@ -52,6 +56,7 @@ impl Default for Options {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             data_dir: None,
             controllers: true,
+            faults: None,
             kubelet_streams: KubeletStreams::default(),
         }
     }
@@ -102,25 +107,12 @@ impl DevCluster {
         let authority = Arc::new(Authority::open(data)?);
         let log = data.map(|directory: &Path| wal::Log::open(&directory.join("state"))).transpose()?;
         let store = Store::open(log);
-        let registry = Registry::new();
-        for kind in registry.kinds().iter().filter(|kind| !kind.is_virtual()) {
-            // Aliases of a resource read the same places under other names.
-            store.resource(&kind.storage).set_fields(&kind.fields);
-        }
+        raise_open_files();
         let listener = TcpListener::bind(options.listen).await.map_err(|e| Error::Listen(options.listen, e))?;
         let address = listener.local_addr()?;
         let tls = listen::tls(&authority, address)?;
         let stop = CancellationToken::new();
-        let api = Arc::new(Api {
-            authorizer: Authorizer::new(store.clone()),
-            store,
-            registry,
-            tokens: Tokens::new(&authority.token_key).map_err(|e| Error::TokenKey(e.to_string()))?,
-            kubelets: Kubelets::new(&authority, options.kubelet_streams)?,
-            metrics: Default::default(),
-            openapi: Default::default(),
-            stopping: stop.child_token(),
-        });
+        let api = Arc::new(assemble(&authority, store, &options, stop.child_token())?);
         api.bootstrap(address, &authority.certificate_pem)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(api.follow_crds());
@@ -196,6 +188,42 @@ impl DevCluster {
                 tracing::error!(%error, "a task of the cluster panicked");
             }
         }
+    }
+}
+
+/// The server without its listener.
+pub(crate) fn assemble(
+    authority: &Authority,
+    store: Arc<Store>,
+    options: &Options,
+    stopping: CancellationToken,
+) -> Result<Api, Error> {
+    let registry = Registry::new();
+    for kind in registry.kinds().iter().filter(|kind| !kind.is_virtual()) {
+        // Aliases of a resource read the same places under other names.
+        store.resource(&kind.storage).set_fields(&kind.fields);
+    }
+    Ok(Api {
+        authorizer: Authorizer::new(store.clone()),
+        store,
+        registry,
+        tokens: Tokens::new(&authority.token_key).map_err(|e| Error::TokenKey(e.to_string()))?,
+        kubelets: Kubelets::new(authority, options.kubelet_streams)?,
+        metrics: Default::default(),
+        openapi: Default::default(),
+        faults: options.faults.map(|seed| Arc::new(Faults::new(seed))),
+        stopping,
+    })
+}
+
+/// Every connection takes a file, and the usual limit of 1024 is there for programs that know no better.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }
 

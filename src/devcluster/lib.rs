@@ -18,6 +18,8 @@ mod auth;
 mod bootstrap;
 mod cluster;
 mod controllers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod kinds;
 mod openapi;
 mod patch;
@@ -31,4 +33,5 @@ pub mod tables;
 mod validate;
 
 pub use cluster::{DevCluster, Error, KubeletStreams, Options};
+pub use kinds::supported_kinds;
 pub use pki::PkiError;

@@ -70,12 +70,14 @@ pub struct ApiError {
     pub message: String,
     /// `status.details`, or null.
     pub details: Value,
+    /// `metadata.continue`: where a list whose token has expired can go on.
+    pub continue_token: Option<String>,
 }
 
 impl ApiError {
     /// An error without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self { code, reason, message: message.into(), details: Value::Null, continue_token: None }
     }
 
     /// 400
@@ -160,6 +162,14 @@ impl ApiError {
         }
         if !self.details.is_null() {
             body["details"] = self.details.clone();
+        }
+        if self.reason.is_empty()
+            && let Value::Object(body) = &mut body
+        {
+            body.remove("reason");
+        }
+        if let Some(token) = &self.continue_token {
+            body["metadata"]["continue"] = token.as_str().into();
         }
         body
     }

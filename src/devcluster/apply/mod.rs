@@ -181,6 +181,14 @@ pub(crate) fn record_update(before: Option<&Value>, after: &mut Value, request: 
     if difference.is_empty() {
         return;
     }
+    if difference.removed.is_empty() && before.is_some_and(|before| renew(before, after, request, &difference.changed))
+    {
+        return;
+    }
+    rewrite(before, after, request, difference);
+}
+
+fn rewrite(before: Option<&Value>, after: &mut Value, request: &Request<'_>, difference: merge::Difference) {
     let mut entries = if before.is_some() { read(after) } else { Vec::new() };
     for entry in &mut entries {
         if !entry.is_of(request, "Update") {
@@ -196,4 +204,31 @@ pub(crate) fn record_update(before: Option<&Value>, after: &mut Value, request: 
         None => entries.push(Entry::new(request, "Update", difference.changed)),
     }
     write(after, entries);
+}
+
+/// Sets the time alone when the manager owns all that changed and nobody else owns any of it, which is so for every
+/// heartbeat; reading and writing all sets again would cost more than the rest of the request.
+fn renew(before: &Value, after: &mut Value, request: &Request<'_>, changed: &Set) -> bool {
+    let entries = &before["metadata"]["managedFields"];
+    if after["metadata"]["managedFields"] != *entries {
+        return false;
+    }
+    let is_own = |entry: &Value| {
+        entry["manager"] == request.manager
+            && entry["operation"] == "Update"
+            && entry["apiVersion"] == request.api_version
+            && entry["subresource"].as_str() == request.subresource
+    };
+    let mut own = None;
+    for (i, entry) in entries.as_array().into_iter().flatten().enumerate() {
+        let fields = &entry["fieldsV1"];
+        if is_own(entry) && own.is_none() && changed.is_within(fields) {
+            own = Some(i);
+        } else if changed.touches(fields) {
+            return false;
+        }
+    }
+    let Some(i) = own else { return false };
+    after["metadata"]["managedFields"][i]["time"] = request.now.into();
+    true
 }

@@ -47,6 +47,20 @@ impl Set {
         Self { member: false, below: below.collect() }
     }
 
+    /// Whether all members are among those that `fieldsV1` names.
+    pub(super) fn is_within(&self, fields: &Value) -> bool {
+        self.below.iter().all(|(name, set)| {
+            fields.get(name).is_some_and(|fields| (!set.member || is_member(fields)) && set.is_within(fields))
+        })
+    }
+
+    /// Whether any member is among those that `fieldsV1` names.
+    pub(super) fn touches(&self, fields: &Value) -> bool {
+        self.below.iter().any(|(name, set)| {
+            fields.get(name).is_some_and(|fields| set.member && is_member(fields) || set.touches(fields))
+        })
+    }
+
     /// Writes `fieldsV1`.
     pub(super) fn write(&self) -> Value {
         let mut fields = Map::new();
@@ -165,6 +179,11 @@ impl Set {
             set.collect(&format!("{path}{step}"), paths);
         }
     }
+}
+
+/// Whether a field of `fieldsV1` is owned itself and not only what is below it.
+fn is_member(fields: &Value) -> bool {
+    fields.get(".").is_some() || fields.as_object().is_none_or(Map::is_empty)
 }
 
 /// Whether a list's items have owners of their own.

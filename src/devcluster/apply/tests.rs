@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Request, apply, record_update};
+use super::merge::compare;
+use super::{Request, apply, record_update, rewrite};
 use crate::schema::{Schema, builtin};
 
 fn by(manager: &str) -> Request<'_> {
@@ -54,5 +55,33 @@ proptest! {
         let (schema, applied) = (schema("ConfigMap"), map(json!(data)));
         let once = apply(None, &applied, &by("one"), &schema).unwrap();
         prop_assert_eq!(&apply(Some(&once), &applied, &by("one"), &schema).unwrap(), &once);
+    }
+
+    #[test]
+    fn renewing_an_entry_is_what_writing_it_anew_would_be(
+        first in prop::collection::btree_map("[a-d]", "[a-z]{0,2}", 0..4),
+        second in prop::collection::btree_map("[a-d]", "[a-z]{0,2}", 0..4),
+        third in prop::collection::btree_map("[a-d]", "[a-z]{0,2}", 0..4),
+    ) {
+        let schema = schema("ConfigMap");
+        let mut live = map(json!(first));
+        record_update(None, &mut live, &by("one"), &schema);
+        for (data, manager) in [(second, "two"), (third, "one")] {
+            let mut after = live.clone();
+            for (key, value) in data {
+                after["data"][key] = value.into();
+            }
+            let later = Request { now: "2026-02-02T00:00:00Z", ..by(manager) };
+            let (mut renewed, mut rewritten) = (after.clone(), after.clone());
+            record_update(Some(&live), &mut renewed, &later, &schema);
+            let mut difference = compare(&live, &after, Some(&schema));
+            difference.changed = difference.changed.without_free();
+            difference.removed = difference.removed.without_free();
+            if !difference.is_empty() {
+                rewrite(Some(&live), &mut rewritten, &later, difference);
+            }
+            prop_assert_eq!(&renewed, &rewritten);
+            live = renewed;
+        }
     }
 }

@@ -4,11 +4,14 @@
 
 mod builtin;
 pub(crate) mod custom;
+mod document;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
+
+pub use document::supported_kinds;
 
 use crate::schema::Schema;
 use crate::store::{Field, ResourceId};

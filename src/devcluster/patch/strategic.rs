@@ -33,7 +33,10 @@ fn object(
         Some("delete") => return Ok(None),
         Some(other) => return Err(ApiError::bad_request(format!("unknown patch directive {other:?} found in map"))),
     }
-    let mut result = current.clone();
+    // What the patch says something about is made below; copying it here as well would double the work at each level.
+    let directed = patch.keys().any(|key| is_directive(key));
+    let untouched = current.iter().filter(|(key, _)| directed || !patch.contains_key(*key));
+    let mut result: Map<String, Value> = untouched.map(|(key, value)| (key.clone(), value.clone())).collect();
     if let Some(keys) = patch.get(RETAIN_KEYS) {
         let Value::Array(keys) = keys else {
             return Err(ApiError::bad_request("invalid patch: $retainKeys must be a list"));
@@ -57,7 +60,8 @@ fn object(
             continue;
         }
         let schema = schema.and_then(|s| s.field(key));
-        match (result.get(key), value) {
+        let now = if directed { result.get(key) } else { current.get(key) };
+        match (now, value) {
             (_, Value::Null) => drop(result.remove(key)),
             (now, Value::Object(patch)) => {
                 let nothing = Map::new();

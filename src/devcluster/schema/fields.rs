@@ -4,32 +4,57 @@ use serde_json::Value;
 
 use super::{Schema, Type};
 
+/// Where a walk is; becomes text only when there is something to tell.
+enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'a str),
+    Item(&'a Path<'a>, usize),
+}
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Field(Self::Root, name) => f.write_str(name),
+            Self::Field(above, name) => write!(f, "{above}.{name}"),
+            Self::Item(above, index) => write!(f, "{above}[{index}]"),
+        }
+    }
+}
+
 impl Schema {
-    /// Fields of `value` that the schema does not know, as in `unknown field "spec.foo"`.
-    pub(crate) fn unknown_fields(&self, value: &Value) -> Vec<String> {
+    /// Fields of `value` that the schema does not know, as in `unknown field "spec.foo"`. What `old` has at the same
+    /// place is not looked at again.
+    pub(crate) fn unknown_fields(&self, value: &Value, old: Option<&Value>) -> Vec<String> {
         let mut found = Vec::new();
-        self.unknown(value, "", true, &mut found);
+        self.unknown(value, old, &Path::Root, &mut found);
         found
     }
 
-    fn unknown(&self, value: &Value, path: &str, root: bool, found: &mut Vec<String>) {
+    fn unknown(&self, value: &Value, old: Option<&Value>, path: &Path<'_>, found: &mut Vec<String>) {
         let node = self.node();
+        let root = matches!(path, Path::Root);
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    let old = old.and_then(|old| old.get(name));
+                    let here = Path::Field(path, name);
                     match self.field(name) {
-                        Some(schema) => schema.unknown(value, &path, false, found),
+                        Some(_) if old == Some(value) => {}
+                        Some(schema) => schema.unknown(value, old, &here, found),
                         None if node.preserve || node.kind != Type::Object => {}
                         None if root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") => {}
-                        None => found.push(format!("unknown field {path:?}")),
+                        None => found.push(format!("unknown field {:?}", here.to_string())),
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(schema) = &node.items else { return };
                 for (i, item) in items.iter().enumerate() {
-                    schema.unknown(item, &format!("{path}[{i}]"), false, found);
+                    let old = old.and_then(|old| old.get(i));
+                    if old != Some(item) {
+                        schema.unknown(item, old, &Path::Item(path, i), found);
+                    }
                 }
             }
             _ => {}
@@ -103,27 +128,31 @@ impl Schema {
         }
     }
 
-    /// What decoding `value` as the built-in type would stumble over.
-    pub(crate) fn check_types(&self, value: &Value) -> Result<(), String> {
-        self.check(value, "")
+    /// What decoding `value` as the built-in type would stumble over. What `old` has at the same place is not looked at
+    /// again.
+    pub(crate) fn check_types(&self, value: &Value, old: Option<&Value>) -> Result<(), String> {
+        self.check(value, old, &Path::Root)
     }
 
-    fn check(&self, value: &Value, path: &str) -> Result<(), String> {
+    fn check(&self, value: &Value, old: Option<&Value>, path: &Path<'_>) -> Result<(), String> {
         let node = self.node();
         let wanted = match (node.kind, value) {
             (_, Value::Null) | (Type::Any, _) => return Ok(()),
             (Type::Object, Value::Object(fields)) => {
                 for (name, value) in fields {
-                    if let Some(schema) = self.field(name) {
-                        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                        schema.check(value, &path)?;
+                    let old = old.and_then(|old| old.get(name));
+                    if let Some(schema) = self.field(name).filter(|_| old != Some(value)) {
+                        schema.check(value, old, &Path::Field(path, name))?;
                     }
                 }
                 return Ok(());
             }
             (Type::Array, Value::Array(items)) => {
                 let Some(schema) = &node.items else { return Ok(()) };
-                return items.iter().try_for_each(|item| schema.check(item, path));
+                return items.iter().enumerate().try_for_each(|(i, item)| match old.and_then(|old| old.get(i)) {
+                    Some(old) if old == item => Ok(()),
+                    old => schema.check(item, old, path),
+                });
             }
             (Type::String, Value::String(text)) => return check_text(&node.format, text, path),
             (Type::Integer, Value::Number(number)) => {
@@ -151,7 +180,7 @@ impl Schema {
     }
 }
 
-fn check_text(format: &str, text: &str, path: &str) -> Result<(), String> {
+fn check_text(format: &str, text: &str, path: &Path<'_>) -> Result<(), String> {
     use base64::Engine;
     if format == "quantity" && kube_quantity::ParsedQuantity::try_from(text).is_err() {
         // The API server's own words; they name no field.

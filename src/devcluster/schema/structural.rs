@@ -8,6 +8,13 @@ use super::parse::Parser;
 use super::{Schema, builtin, parse};
 use crate::status::FieldError;
 
+/// Expressions with more operators are refused unread: what compiles them recurses.
+const OPERATORS_LIMIT: usize = 1000;
+
+fn is_endless(rule: &str) -> bool {
+    rule.bytes().filter(|byte| b".?([{!-+*/%&|<>=:,".contains(byte)).count() > OPERATORS_LIMIT
+}
+
 const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
 
 impl Schema {
@@ -92,7 +99,13 @@ fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
         ));
     }
     check_list(source, &at, errors);
-    if source["x-kubernetes-validations"].is_array() {
+    let rules = source["x-kubernetes-validations"].as_array();
+    if let Some(i) = rules.into_iter().flatten().position(|rule| is_endless(rule["rule"].as_str().unwrap_or_default()))
+    {
+        let detail = format!("compilation failed: the expression has more than {OPERATORS_LIMIT} operators");
+        let field = at(&format!("x-kubernetes-validations[{i}].rule"));
+        errors.push(FieldError::invalid(field, &"<expression>".into(), &detail));
+    } else if rules.is_some() {
         let compiled =
             kube_cel::compile_schema(&json!({"x-kubernetes-validations": source["x-kubernetes-validations"]}));
         for (i, rule) in compiled.validations.iter().enumerate() {

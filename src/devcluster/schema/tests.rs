@@ -32,7 +32,7 @@ fn custom_resources_are_pruned_and_defaulted() {
         object(json!({"mode": "Small", "unknown": "x", "free": {"any": {"thing": 1}}, "items": [{"name": "a"}],
             "quantity": "5Gi"})),
     );
-    assert_eq!(schema.unknown_fields(&value), ["unknown field \"spec.unknown\""]);
+    assert_eq!(schema.unknown_fields(&value, None), ["unknown field \"spec.unknown\""]);
     schema.prune(&mut value);
     schema.default(&mut value);
     assert_eq!(
@@ -79,8 +79,18 @@ fn builtin_kinds_know_their_fields_and_types() {
     let pod = builtin("io.k8s.api.core.v1.Pod").unwrap();
     let value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
         "spec": {"containers": [{"name": "c", "imagge": "x"}]}});
-    assert_eq!(pod.unknown_fields(&value), ["unknown field \"spec.containers[0].imagge\""]);
+    assert_eq!(pod.unknown_fields(&value, None), ["unknown field \"spec.containers[0].imagge\""]);
     let map = builtin("io.k8s.api.core.v1.ConfigMap").unwrap();
-    assert!(map.check_types(&json!({"data": {"k": 1}})).is_err());
-    assert!(map.check_types(&json!({"data": {"k": "1"}})).is_ok());
+    assert!(map.check_types(&json!({"data": {"k": 1}}), None).is_err());
+    assert!(map.check_types(&json!({"data": {"k": "1"}}), None).is_ok());
+}
+
+#[test]
+fn what_an_object_had_already_is_not_checked_again() {
+    let pod = builtin("io.k8s.api.core.v1.Pod").unwrap();
+    let old = json!({"spec": {"containers": [{"name": "c", "imagge": "x"}], "nodeName": 7}});
+    let mut new = old.clone();
+    new["status"] = json!({"phaze": "x"});
+    assert_eq!(pod.unknown_fields(&new, Some(&old)), ["unknown field \"status.phaze\""]);
+    assert!(pod.check_types(&new, Some(&old)).is_ok() && pod.check_types(&new, None).is_err());
 }

@@ -19,7 +19,7 @@ impl Api {
         let kind = write.kind;
         self.check_namespace(kind, namespace, &value)?;
         check_identity(kind, &mut value, namespace, "")?;
-        let mut warnings = check_fields(write, &mut value)?;
+        let mut warnings = check_fields(write, &mut value, None)?;
         let generate = value["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
         let generated = value["metadata"]["name"].as_str().unwrap_or_default().is_empty() && !generate.is_empty();
         clean_metadata(kind, &mut value, namespace);
@@ -150,8 +150,9 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     Ok(())
 }
 
-/// Finds unknown fields and wrong types, drops what the schema does not know, and returns warnings.
-pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value) -> Result<Vec<String>> {
+/// Finds unknown fields and wrong types, drops what the schema does not know, and returns warnings. What `old` has
+/// already has been through this.
+pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value, old: Option<&Value>) -> Result<Vec<String>> {
     let (kind, mut warnings) = (write.kind, Vec::new());
     let Some(schema) = &kind.schema else { return Ok(warnings) };
     let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -163,14 +164,14 @@ pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value) -> Result<Vec<S
         _ => ApiError::bad_request(message),
     };
     if write.validation != FieldValidation::Ignore {
-        let unknown = schema.unknown_fields(value);
+        let unknown = schema.unknown_fields(value, old);
         if write.validation == FieldValidation::Strict && !unknown.is_empty() {
             return Err(refuse(value, format!("strict decoding error: {}", unknown.join(", "))));
         }
         warnings = unknown;
     }
     if !kind.custom
-        && let Err(error) = schema.check_types(value)
+        && let Err(error) = schema.check_types(value, old)
     {
         let message =
             format!("{} in version {:?} cannot be handled as a {}: {error}", kind.kind, kind.version, kind.kind);

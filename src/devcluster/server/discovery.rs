@@ -38,7 +38,7 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
     let kinds = api.registry.kinds();
     let path = parts.uri.path().trim_end_matches('/');
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    let missing = || Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
+    let missing = || Ok(super::handle::page_not_found());
     match segments.as_slice() {
         ["api"] => match aggregated(&parts.headers) {
             Some(version) => Ok(discovery_list(&kinds, version, true)),

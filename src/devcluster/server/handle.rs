@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 use super::create::check_identity;
 use super::delete::Deleted;
-use super::http::{Answer, content_type, failure, json as answer_json, parse, read_body, text, warn};
+use super::faults::control;
+use super::faults::rules::Asked;
+use super::http::{Answer, content_type, failure, json as answer_json, parse_as, read_body, text, warn};
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
@@ -31,6 +33,14 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
     let user = authenticate(api, certified, &parts.headers)?;
     let user = impersonate(api, user, &parts.headers)?;
     let path = parts.uri.path();
+    if let Some(faults) = &api.faults {
+        if let Some(below) = control::below(path) {
+            return control::answer(api, faults, &user, &parts, below, body).await;
+        }
+        let watch = Options::parse(parts.uri.query()).flag("watch");
+        let asked = Asked { method: parts.method.as_str(), path, user: &user.name, watch };
+        faults.interfere(&asked, parts.extensions.get()).await?;
+    }
     let Some(target) = Target::parse(path) else {
         let action = Action { verb: non_resource_verb(&parts.method), path: Some(path), ..Action::default() };
         if !api.authorizer.allows(&user, &action) {
@@ -47,8 +57,17 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
     let verb = target.verb(&parts.method, watching);
     authorize(api, &user, &target, verb, &options)?;
     let kinds = api.registry.kinds();
-    let missing = || ApiError::new(404, "NotFound", "the server could not find the requested resource");
-    let kind = kinds.find(&target.group, &target.version, &target.resource).ok_or_else(missing)?.clone();
+    let missing = || {
+        let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
+        error.details = json!({});
+        error
+    };
+    let Some(kind) = kinds.find(&target.group, &target.version, &target.resource).cloned() else {
+        // Only a version with built-in kinds knows enough to answer with a Status.
+        let served = kinds.versions(&target.group).into_iter().flatten();
+        let mut served = served.filter(|(version, _)| **version == *target.version).flat_map(|(_, kinds)| kinds);
+        return if served.any(|kind| !kind.custom) { Err(missing()) } else { Ok(page_not_found()) };
+    };
     // A namespaced kind without a namespace can only be listed; a cluster-scoped one is in no namespace.
     let misplaced = if kind.namespaced {
         target.namespace.is_empty()
@@ -58,7 +77,7 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         !target.namespace.is_empty() && !kind.is("", "namespaces")
     };
     if misplaced {
-        return Err(missing());
+        return Err(if target.name.is_empty() && !kind.custom { not_allowed() } else { missing() });
     }
     let resource = api.store.resource(&kind.storage);
     let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
@@ -84,6 +103,10 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
     if call.target.subresource == "status" && call.kind.subresource("status").is_none() {
         return Err(missing());
     }
+    let method = &parts.method;
+    if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
+        return Err(not_allowed());
+    }
     resource_request(api, call, verb, body).await
 }
 
@@ -92,22 +115,26 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
         "" => call.kind.verbs.contains(&verb),
         _ => matches!(verb, "get" | "update" | "patch"),
     };
-    if !allowed || verb == "create" && !call.target.name.is_empty() {
+    let named = !call.target.name.is_empty();
+    if !allowed || verb == "create" && named || matches!(verb, "update" | "patch") && !named {
         return Err(not_allowed());
     }
     match verb {
         "get" if call.options.flag("watch") && call.target.subresource.is_empty() => watch::watch(api, call),
-        "get" => read::get(&call),
+        "get" => {
+            read::check_revision(api, &call)?;
+            read::get(&call)
+        }
         "list" => read::list(api, &call),
         "watch" => watch::watch(api, call),
         "create" => {
             let body = read_body(body).await?;
-            let value = parse(&content_type(&call.headers), &body)?;
+            let value = parse_as(&call.kind.kind, &content_type(&call.headers), &body)?;
             written(&call, api.create(&call.write()?, &call.target.namespace, value)?)
         }
         "update" => {
             let body = read_body(body).await?;
-            let mut value = parse(&content_type(&call.headers), &body)?;
+            let mut value = parse_as(&call.kind.kind, &content_type(&call.headers), &body)?;
             // Before the object is looked up: a body for another object is a bad request even when this one is missing.
             check_identity(&call.kind, &mut value, &call.target.namespace, &call.target.name)?;
             written(&call, api.modify(&call.write()?, &call.key(), |_| Ok(value.clone()))?)
@@ -136,7 +163,8 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
 
 async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions> {
     let body = read_body(body).await?;
-    let value = if body.is_empty() { Value::Null } else { parse(&content_type(&call.headers), &body)? };
+    let media = content_type(&call.headers);
+    let value = if body.is_empty() { Value::Null } else { parse_as("DeleteOptions", &media, &body)? };
     DeleteOptions::read(&value, &call.options)
 }
 
@@ -168,7 +196,9 @@ pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
 async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -> Result<Answer> {
     let name = call.target.subresource.clone();
     if call.kind.subresource(&name).is_none() {
-        return Err(ApiError::new(404, "NotFound", "the server could not find the requested resource"));
+        let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
+        error.details = json!({});
+        return Err(error);
     }
     match name.as_str() {
         "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
@@ -180,7 +210,17 @@ async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -
 }
 
 fn not_allowed() -> ApiError {
-    ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    let mut error =
+        ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+    error.details = json!({});
+    error
+}
+
+/// What a path that nothing serves is answered with.
+pub(super) fn page_not_found() -> Answer {
+    let mut answer = text(404, "404 page not found\n");
+    answer.headers_mut().insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
+    answer
 }
 
 fn non_resource_verb(method: &Method) -> &'static str {

@@ -8,8 +8,8 @@ use futures::Stream;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use serde_json::Value;
 
 use crate::status::{ApiError, Result};
@@ -21,6 +21,12 @@ pub(crate) type Answer = Response<Body>;
 /// What the API server accepts in one request. apiserver: `MaxRequestBodyBytes`.
 const BODY_LIMIT: usize = 3 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// How much of a body that is too large is read and dropped: a client that is still sending hears the answer only when
+/// somebody listens.
+const DRAINED: usize = 32 << 20;
+/// How deep bodies may nest. Everything that walks objects recurses, and managed fields nest a little deeper than the
+/// object that they describe.
+pub(crate) const DEPTH_LIMIT: usize = 100;
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
@@ -70,15 +76,44 @@ pub(crate) fn warn(answer: &mut Answer, warnings: &[String]) {
 
 /// Reads a whole body within its limit and its time.
 pub(crate) async fn read_body(body: Incoming) -> Result<Bytes> {
-    let read = tokio::time::timeout(BODY_DEADLINE, Limited::new(body, BODY_LIMIT).collect());
-    match read.await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("Request entity too large: limit is {BODY_LIMIT}");
-            Err(ApiError::new(413, "RequestEntityTooLarge", message))
-        }
-        Ok(Err(error)) => Err(ApiError::bad_request(format!("unable to read the body: {error}"))),
+    match tokio::time::timeout(BODY_DEADLINE, collect(body)).await {
+        Ok(read) => read,
         Err(_) => Err(ApiError::new(408, "Timeout", "timed out reading the body")),
+    }
+}
+
+async fn collect(mut body: Incoming) -> Result<Bytes> {
+    let too_large = || {
+        let message = format!("Request entity too large: limit is {BODY_LIMIT}");
+        ApiError::new(413, "RequestEntityTooLarge", message)
+    };
+    if body.size_hint().lower() > DRAINED as u64 {
+        return Err(too_large());
+    }
+    let (mut first, mut more, mut length) = (Bytes::new(), Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("unable to read the body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length > DRAINED {
+            break;
+        }
+        if length > BODY_LIMIT {
+            (first, more) = (Bytes::new(), Vec::new());
+        } else if length == data.len() {
+            // Small bodies come in one piece and are not copied.
+            first = data;
+        } else {
+            if more.is_empty() {
+                more.extend_from_slice(&first);
+            }
+            more.extend_from_slice(&data);
+        }
+    }
+    match length {
+        length if length > BODY_LIMIT => Err(too_large()),
+        _ if more.is_empty() => Ok(first),
+        _ => Ok(more.into()),
     }
 }
 
@@ -90,34 +125,77 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
 
 /// Parses a JSON, YAML or protobuf body into an object.
 pub(crate) fn parse(content_type: &str, body: &[u8]) -> Result<Value> {
+    parse_as("Object", content_type, body)
+}
+
+/// Parses a body that should be an object of `kind`, which is named when it is not.
+pub(crate) fn parse_as(kind: &str, content_type: &str, body: &[u8]) -> Result<Value> {
     let parsed: Result<Value, String> = match content_type {
-        "" | "application/json" | "*/*" => serde_json::from_slice(body).map_err(|e| e.to_string()),
+        "" | "application/json" | "*/*" => serde_json::from_slice(body)
+            .map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))
+            .and_then(shallow),
         "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body),
-        "application/vnd.kubernetes.protobuf" => super::protobuf::decode(body),
-        other => {
-            let message = format!(
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
-            );
-            return Err(ApiError::new(415, "UnsupportedMediaType", message));
-        }
+        "application/vnd.kubernetes.protobuf" => super::protobuf::decode(body).and_then(shallow),
+        _ => return Err(unsupported_media(&OBJECT_MEDIA)),
     };
-    match parsed {
-        Ok(value) if value.is_object() => Ok(value),
-        Ok(_) => Err(ApiError::bad_request("the object provided is unrecognized: a JSON object was expected")),
-        Err(error) => Err(ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type known to the server): {error}"
-        ))),
+    let error = match parsed {
+        Ok(value) if value.is_object() => return Ok(value),
+        Ok(_) => "couldn't get version/kind; json parse error: a JSON object was expected".to_owned(),
+        Err(error) => error,
+    };
+    let message =
+        format!("the object provided is unrecognized (must be of type {kind}): {error} ({})", beginning(body));
+    Err(ApiError::bad_request(message))
+}
+
+const OBJECT_MEDIA: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// 415
+pub(crate) fn unsupported_media(accepted: &[&str]) -> ApiError {
+    let message = format!(
+        "the body of the request was in an unknown format - accepted media types include: {}",
+        accepted.join(", ")
+    );
+    ApiError::new(415, "UnsupportedMediaType", message)
+}
+
+/// The first bytes of a body, to tell what it was; in hexadecimal unless it begins as JSON does.
+fn beginning(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let (shown, rest) = body.split_at(body.len().min(SHOWN));
+    let more = if rest.is_empty() { "" } else { " ..." };
+    match shown.first() {
+        None => "<empty>".into(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(shown)),
+        Some(_) => shown.iter().map(|byte| format!("{byte:02x}")).chain([more.into()]).collect(),
     }
 }
 
 /// YAML is a superset of JSON, but the JSON parser is faster and kubectl sends JSON under this type as well.
 pub(crate) fn parse_yaml(body: &[u8]) -> Result<Value, String> {
     if let Ok(value) = serde_json::from_slice(body) {
-        return Ok(value);
+        return shallow(value);
     }
     let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
-    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+    // Its budget bounds depth, aliases and what they expand to.
+    serde_saphyr::from_str(text).map_err(|e| e.to_string()).and_then(shallow)
+}
+
+/// The value, unless it nests deeper than [`DEPTH_LIMIT`].
+pub(crate) fn shallow(value: Value) -> Result<Value, String> {
+    match depth_within(&value, DEPTH_LIMIT) {
+        true => Ok(value),
+        false => Err("exceeded max depth".into()),
+    }
+}
+
+/// Whether a value has at most `limit` levels.
+pub(crate) fn depth_within(value: &Value, limit: usize) -> bool {
+    match value {
+        Value::Array(items) => limit > 0 && items.iter().all(|item| depth_within(item, limit - 1)),
+        Value::Object(fields) => limit > 0 && fields.values().all(|field| depth_within(field, limit - 1)),
+        _ => true,
+    }
 }
 
 /// What a client wants an answer to look like.
@@ -197,5 +275,24 @@ mod tests {
         assert_eq!(parse("application/json", b"[1]").unwrap_err().code, 400);
         assert_eq!(parse("text/plain", b"{}").unwrap_err().code, 415);
         assert_eq!(parse("application/yaml", b"a: 1\n").unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn nesting_is_bounded_in_every_format() {
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+        assert!(parse("application/json", nested(DEPTH_LIMIT).as_bytes()).is_ok());
+        for levels in [DEPTH_LIMIT + 1, 1000, 100_000] {
+            for media in ["application/json", "application/yaml"] {
+                assert_eq!(parse(media, nested(levels).as_bytes()).unwrap_err().code, 400, "{media}, {levels} levels");
+            }
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_body_tells_what_it_was() {
+        for (body, shown) in [(&b""[..], "<empty>"), (b"{\"a\"", "{\"a\""), (b"\x01a", "0161")] {
+            assert_eq!(beginning(body), shown);
+        }
+        assert!(beginning(&[b'{'; 31]).ends_with("{ ..."));
     }
 }

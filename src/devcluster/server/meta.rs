@@ -47,6 +47,14 @@ pub(crate) fn qualified_name_fault(text: &str) -> Option<&'static str> {
     (!is_name_part(name)).then_some(QUALIFIED)
 }
 
+/// What is wrong with a label's value; `None` when it is fine.
+pub(crate) fn label_value_fault(text: &str) -> Option<&'static str> {
+    if text.len() > 63 {
+        return Some("must be no more than 63 bytes");
+    }
+    (!text.is_empty() && !is_name_part(text)).then_some(LABEL_VALUE)
+}
+
 /// What is wrong with an object's name for its kind.
 pub(crate) fn name_fault(kind: &Kind, name: &str) -> Option<String> {
     if kind.is("", "namespaces") || kind.is("", "services") {
@@ -98,11 +106,8 @@ fn labels(labels: &Value, field: &str, errors: &mut Vec<FieldError>) {
         if let Some(fault) = qualified_name_fault(key) {
             errors.push(FieldError::invalid(field, &json!(key), fault));
         }
-        let text = value.as_str().unwrap_or_default();
-        if text.len() > 63 {
-            errors.push(FieldError::invalid(field, value, "must be no more than 63 bytes"));
-        } else if !text.is_empty() && !is_name_part(text) {
-            errors.push(FieldError::invalid(field, value, LABEL_VALUE));
+        if let Some(fault) = label_value_fault(value.as_str().unwrap_or_default()) {
+            errors.push(FieldError::invalid(field, value, fault));
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`listen`] accepts and authenticates connections, [`handle`] routes each request (path, user, permission), and the
 //! files beside it do what it asks: [`read`], [`watch`], [`create`], [`update`], [`patching`], [`delete`],
-//! [`subresources`], [`reviews`], [`discovery`], [`proxy`], [`metrics`]. [`convert`] translates between versions of a kind,
-//! [`meta`] keeps the rules of `metadata`, and [`strategy`] the few rules that belong to one kind.
+//! [`subresources`], [`reviews`], [`discovery`], [`proxy`], [`metrics`]. [`convert`] translates between versions of a
+//! kind, [`meta`] keeps the rules of `metadata`, [`strategy`] the few rules that belong to one kind, and [`faults`]
+//! fails on demand.
 
 pub(crate) mod admission;
 mod api_services;
@@ -12,12 +13,14 @@ pub(crate) mod crds;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod discovery;
+pub(crate) mod faults;
 pub(crate) mod handle;
 pub(crate) mod http;
 pub(crate) mod listen;
 pub(crate) mod meta;
 pub(crate) mod metrics;
 pub(crate) mod options;
+pub(crate) mod pages;
 pub(crate) mod patching;
 pub(crate) mod path;
 mod protobuf;
@@ -25,6 +28,7 @@ pub(crate) mod proxy;
 pub(crate) mod read;
 pub(crate) mod reviews;
 pub(crate) mod scale;
+mod socket;
 pub(crate) mod strategy;
 pub(crate) mod subresources;
 pub(crate) mod update;
@@ -52,6 +56,8 @@ pub(crate) struct Api {
     pub(crate) kubelets: proxy::Kubelets,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) openapi: discovery::OpenApiCache,
+    /// There when faults may be asked for.
+    pub(crate) faults: Option<Arc<faults::Faults>>,
     /// Cut when the server stops: ends watches and other long answers.
     pub(crate) stopping: CancellationToken,
 }
@@ -159,6 +165,10 @@ pub(crate) fn modified(kind: &Kind, name: &str) -> ApiError {
 }
 
 pub(crate) fn log_failed(error: &std::io::Error) -> ApiError {
+    if error.kind() == std::io::ErrorKind::FileTooLarge && error.raw_os_error().is_none() {
+        // The store's limit for one object, which in a real cluster is etcd's and told in its words.
+        return ApiError::new(500, "", "etcdserver: request is too large");
+    }
     ApiError::internal(format!("the change could not be made durable: {error}"))
 }
 

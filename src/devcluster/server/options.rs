@@ -39,7 +39,9 @@ impl Options {
 
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>> {
         let Some(text) = self.get(name).filter(|t| !t.is_empty()) else { return Ok(None) };
-        let parsed = text.parse::<i64>().map_err(|e| ApiError::bad_request(format!("{name}: {text:?}: {e}")))?;
+        let parsed = text.parse::<i64>().map_err(|e| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {}", number_fault(e.kind())))
+        })?;
         Ok(u64::try_from(parsed).ok())
     }
 
@@ -79,9 +81,13 @@ impl Options {
 
     pub(crate) fn revision(&self) -> Result<Option<u64>> {
         let Some(text) = self.get("resourceVersion").filter(|t| !t.is_empty()) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| {
+        // A leading plus is fine for Rust alone.
+        let parsed = if text.starts_with('+') { "+".parse() } else { text.parse::<u64>() };
+        parsed.map(Some).map_err(|error| {
             ApiError::bad_request(format!(
-                "invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing \
+                 {text:?}: {}",
+                number_fault(error.kind())
             ))
         })
     }
@@ -134,6 +140,14 @@ impl Options {
             Some(error) => Err(ApiError::invalid("ListOptions", "meta.k8s.io", "", &[error])),
             None => Ok(()),
         }
+    }
+}
+
+/// As the clients' language words it.
+fn number_fault(kind: &std::num::IntErrorKind) -> &'static str {
+    match kind {
+        std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::http::{content_type, parse_yaml};
+use super::http::{content_type, parse_yaml, shallow, unsupported_media};
 use super::{Api, Call, Source, Written, now};
 use crate::apply;
 use crate::kinds::Kind;
@@ -24,7 +24,8 @@ pub(crate) enum Patch {
 impl Patch {
     /// Reads a patch; apply patches are handled by [`Api::apply`].
     pub(crate) fn read(kind: &Kind, content_type: &str, body: bytes::Bytes) -> Result<Self> {
-        let object = |body: &[u8]| match serde_json::from_slice::<Value>(body) {
+        let parsed = |body: &[u8]| serde_json::from_slice(body).map_err(|e| e.to_string()).and_then(shallow);
+        let object = |body: &[u8]| match parsed(body) {
             Ok(value) if value.is_object() => Ok(value),
             Ok(_) => Err(ApiError::bad_request("error decoding patch: a JSON object was expected")),
             Err(error) => Err(ApiError::bad_request(format!("error decoding patch: {error}"))),
@@ -37,11 +38,7 @@ impl Patch {
                 let mut accepted = vec![JSON, MERGE];
                 accepted.extend((!kind.custom).then_some(STRATEGIC));
                 accepted.extend([APPLY, "application/apply-patch+cbor"]);
-                let message = format!(
-                    "the body of the request was in an unknown format - accepted media types include: {}",
-                    accepted.join(", ")
-                );
-                Err(ApiError::new(415, "UnsupportedMediaType", message))
+                Err(unsupported_media(&accepted))
             }
         }
     }
@@ -85,7 +82,7 @@ impl Api {
             now: &now,
         };
         let mut checked = applied.clone();
-        let warnings = super::create::check_fields(&write, &mut checked)?;
+        let warnings = super::create::check_fields(&write, &mut checked, None)?;
         let key = call.key();
         loop {
             if write.resource.get(&key).is_none() {

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Form, form, json as answer_json, json_bytes, streamed};
+use super::pages::{self, Continue};
 use super::{Api, Call, not_found};
 use crate::kinds::Kind;
 use crate::selector::Selector;
@@ -16,6 +15,15 @@ use crate::tables::{self, IncludeObject};
 
 /// A list goes out in pieces of about this size instead of one copy of everything.
 const PIECE: usize = 256 << 10;
+
+/// Refuses a read of one object at a revision that is nonsense or has not been yet.
+pub(crate) fn check_revision(api: &Api, call: &Call) -> Result<()> {
+    let now = api.store.revision();
+    match call.options.revision()? {
+        Some(revision) if revision > now => Err(too_large(revision, now)),
+        _ => Ok(()),
+    }
+}
 
 pub(crate) fn get(call: &Call) -> Result<Answer> {
     let object = call.resource.get(&call.key()).ok_or_else(|| not_found(&call.kind, &call.target.name))?;
@@ -77,7 +85,8 @@ pub(crate) fn list(api: &Api, call: &Call) -> Result<Answer> {
     if page.remaining > 0
         && let Some(last) = page.objects.last()
     {
-        meta["continue"] = Continue { revision: page.revision, after: last.key.clone() }.encode().into();
+        let next = Continue { revision: Some(page.revision), after: last.key.clone() };
+        meta["continue"] = next.encode(call.namespace()).into();
         if selector_empty {
             meta["remainingItemCount"] = page.remaining.into();
         }
@@ -102,24 +111,22 @@ pub(crate) fn select(api: &Api, call: &Call) -> Result<Page> {
     options.check_list()?;
     let selector = selector(call)?;
     let given = options.revision()?;
-    let token = options.get("continue").filter(|c| !c.is_empty()).map(Continue::decode).transpose()?;
+    let token = options.get("continue").filter(|c| !c.is_empty());
+    let token = token.map(|token| Continue::decode(token, call.namespace())).transpose()?;
     let exact = options.get("resourceVersionMatch") == Some("Exact");
     if token.is_some() && given.is_some_and(|revision| revision > 0) {
         return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
     }
     let now = api.store.revision();
-    if let Some(revision) = given.filter(|revision| *revision > now) {
-        let mut error =
-            ApiError::new(504, "Timeout", format!("Too large resource version: {revision}, current: {now}"));
-        error.details = json!({"retryAfterSeconds": 1, "causes": [
-            {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
-        return Err(error);
+    let asked = token.as_ref().map_or(given, |token| token.revision);
+    if let Some(revision) = asked.filter(|revision| *revision > now) {
+        return Err(too_large(revision, now));
     }
     let limit = options.number("limit")?.unwrap_or(0) as usize;
     let range = Range {
         namespace: call.namespace().or(selector.namespace().filter(|ns| !ns.is_empty() && call.kind.namespaced)),
         after: token.as_ref().map(|t| &t.after),
-        at: token.as_ref().map(|t| t.revision).or(given.filter(|_| exact)),
+        at: token.as_ref().map_or(given.filter(|_| exact), |token| token.revision),
         limit,
     };
     if let (Some(name), true) = (selector.name(), token.is_none() && range.at.is_none())
@@ -131,12 +138,18 @@ pub(crate) fn select(api: &Api, call: &Call) -> Result<Page> {
         return Ok(Page { objects, revision: now, remaining: 0 });
     }
     call.resource.list(&api.store, &range, |object| selector.matches(object)).map_err(|TooOld(_)| {
-        ApiError::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
-             without the continue parameter, or use the continue token in this response to retrieve the remainder of \
-             the results.",
-        )
+        let from_now = |token: &Continue| Continue { revision: None, ..token.clone() }.encode(call.namespace());
+        pages::expired(token.as_ref().map(from_now))
     })
+}
+
+/// 504 for a revision that has not been yet. apiserver: `NewTooLargeResourceVersionError`.
+pub(crate) fn too_large(revision: u64, now: u64) -> ApiError {
+    let message = format!("Timeout: Too large resource version: {revision}, current: {now}");
+    let mut error = ApiError::new(504, "Timeout", message);
+    error.details = json!({"retryAfterSeconds": 1, "causes": [
+        {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
+    error
 }
 
 fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Answer {
@@ -180,43 +193,4 @@ fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Ans
         Some(Ok(out.into()))
     });
     super::http::answer(200, "application/json", streamed(futures::stream::iter(pieces)))
-}
-
-/// Where the next page begins and which state it shows.
-#[derive(Debug, PartialEq)]
-struct Continue {
-    revision: u64,
-    after: Key,
-}
-
-impl Continue {
-    fn encode(&self) -> String {
-        let token =
-            json!({"v": "vnode/v1", "rv": self.revision, "ns": &*self.after.namespace, "name": &*self.after.name});
-        URL_SAFE_NO_PAD.encode(token.to_string())
-    }
-
-    fn decode(token: &str) -> Result<Self> {
-        let parse = || {
-            let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok()?;
-            let token: Value = serde_json::from_slice(&bytes).ok()?;
-            let after = Key::new(token["ns"].as_str()?, token["name"].as_str()?);
-            Some(Self { revision: token["rv"].as_u64()?, after })
-        };
-        parse().ok_or_else(|| ApiError::bad_request("continue key is not valid: it was not made by this server"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn continue_tokens_survive_the_round_trip_and_garbage_is_refused() {
-        let token = Continue { revision: 7, after: Key::new("a", "b") };
-        assert_eq!(Continue::decode(&token.encode()), Ok(token));
-        for garbage in ["garbage", "", "e30"] {
-            assert_eq!(Continue::decode(garbage).unwrap_err().code, 400);
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::create::{check_fields, check_identity, expect, record, remove};
+use super::create::{check_fields, check_identity, expect, record};
 use super::{Api, Source, Write, Written, conflict, convert, log_failed, meta, modified, strategy};
 use crate::kinds::Kind;
 use crate::status::{ApiError, Result};
@@ -44,7 +44,7 @@ impl Api {
         let (kind, name) = (write.kind, &*current.key.name);
         check_identity(kind, &mut new, &current.key.namespace, name)?;
         check_preconditions(kind, current, &new)?;
-        let mut warnings = check_fields(write, &mut new)?;
+        let mut warnings = check_fields(write, &mut new, Some(old))?;
         keep_metadata(&mut new, old);
         isolate(write, &mut new, old);
         strategy::prepare_update(self, write, &mut new, old)?;
@@ -161,6 +161,7 @@ fn keep_metadata(new: &mut Value, old: &Value) {
 fn isolate(write: &Write<'_>, new: &mut Value, old: &Value) {
     let Value::Object(object) = new else { return };
     let take = |object: &mut Map<String, Value>, key: &str| match old.get(key) {
+        Some(value) if object.get(key) == Some(value) => {}
         Some(value) => drop(object.insert(key.into(), value.clone())),
         None => drop(object.remove(key)),
     };
@@ -201,10 +202,14 @@ fn content_differs(new: &Value, old: &Value) -> bool {
 }
 
 fn same_but_managed(new: &Value, old: &Value) -> bool {
-    let (mut new_meta, mut old_meta) = (new["metadata"].clone(), old["metadata"].clone());
-    remove(&mut new_meta, "managedFields");
-    remove(&mut old_meta, "managedFields");
-    new_meta == old_meta && !content_differs(new, old) && new.get("status") == old.get("status")
+    fn all_of_first(first: &Value, second: &Value) -> bool {
+        let mut fields = first["metadata"].as_object().into_iter().flatten();
+        fields.all(|(name, value)| name == "managedFields" || second["metadata"].get(name) == Some(value))
+    }
+    new.get("status") == old.get("status")
+        && !content_differs(new, old)
+        && all_of_first(new, old)
+        && all_of_first(old, new)
 }
 
 /// An object that was only waiting for its finalizers (and a namespace for its content).

@@ -9,6 +9,7 @@
 //! ```
 
 mod object;
+mod queue;
 pub(crate) mod wal;
 mod watch;
 
@@ -23,6 +24,8 @@ pub(crate) use watch::{Event, Interest, Subscription};
 /// History kept for watches that resume, a resource: by number and by size, whichever ends first.
 const HISTORY_EVENTS: usize = 65_536;
 const HISTORY_BYTES: usize = 48 << 20;
+/// No object may be larger. etcd: `--max-request-bytes`.
+const OBJECT_LIMIT: usize = 3 << 19;
 
 /// A group and a plural name, whatever the version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,7 +52,7 @@ pub(crate) enum Expect {
 pub(crate) enum Refused {
     /// The expectation failed: somebody else wrote first.
     Raced,
-    /// The log could not be written.
+    /// The object is too large (`FileTooLarge`) or the log could not be written.
     Log(std::io::Error),
 }
 
@@ -149,19 +152,22 @@ impl Store {
     pub(crate) fn forget(&self, id: &ResourceId) {
         let gone = self.resources.write().unwrap_or_else(PoisonError::into_inner).remove(id);
         if let Some(resource) = gone {
-            resource.write().watchers.clear();
+            resource.cut_watches();
         }
     }
 
     /// Ends all watches, as at shutdown.
     pub(crate) fn cut_watches(&self) {
         for resource in self.all() {
-            resource.write().watchers.clear();
+            resource.cut_watches();
         }
     }
 
     /// Writes an object when `expect` holds and returns it with its revision.
     pub(crate) fn put(&self, resource: &Resource, draft: Draft, expect: Expect) -> Result<Arc<Object>, Refused> {
+        if draft.len() > OBJECT_LIMIT {
+            return Err(Refused::Log(std::io::ErrorKind::FileTooLarge.into()));
+        }
         let mut state = resource.write();
         let before = state.objects.get(draft.key()).cloned();
         match (&before, expect) {
@@ -225,6 +231,19 @@ impl Resource {
 
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Object>> {
         self.read().objects.get(key).cloned()
+    }
+
+    /// Ends the watches that there are now.
+    pub(crate) fn cut_watches(&self) {
+        self.write().watchers.clear();
+    }
+
+    /// Forgets the past, so that watches from it and pages of it are refused.
+    pub(crate) fn compact(&self, store: &Store) {
+        let mut state = self.write();
+        state.history.clear();
+        state.history_bytes = 0;
+        state.floor = store.revision();
     }
 
     /// Revision of the last change to any object.

@@ -110,6 +110,11 @@ impl Draft {
         &self.key
     }
 
+    /// Bytes of JSON, but for the digits of the revision.
+    pub(crate) fn len(&self) -> usize {
+        self.json.len()
+    }
+
     /// Whether committing this would change nothing but the revision.
     pub(crate) fn same_as(&self, object: &Object) -> bool {
         let (at, end) = (object.revision_at, object.revision_at + object.revision_len);

@@ -1,12 +1,14 @@
 //! State on disk: an append-only log of changes and, now and then, a snapshot that replaces it.
 //!
-//! A change is in the log before anybody hears of it, so that what was acknowledged survives `kill -9`. Files are
-//! `snapshot-N` and `log-N`: a start reads the newest snapshot and the logs that are not older. Records carry their
-//! revision, so reading one twice changes nothing. A torn last record is cut off.
+//! A change is handed to the operating system before anybody hears of it, so that what was acknowledged survives
+//! `kill -9`. It is not forced to the disk: a power failure may cost the last seconds. Snapshots are forced to it before
+//! they replace anything. Files are `snapshot-N` and `log-N`: a start reads the newest snapshot and the logs that are
+//! not older. Records carry their revision, so reading one twice changes nothing. A torn last record is cut off; what
+//! else is unreadable is set aside in `log-N.unreadable`, and told.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +48,8 @@ struct Current {
     /// Length of the last snapshot: a log is worth compacting when it has outgrown it.
     snapshot: u64,
     revision: u64,
+    /// Half a record lies behind `length`, because the disk was full and it could not be removed either.
+    torn: bool,
 }
 
 impl Log {
@@ -65,12 +69,13 @@ impl Log {
         for number in logs.iter().filter(|n| **n >= snapshot) {
             let path = directory.join(format!("log-{number}"));
             let whole = state.read(&path)?;
-            OpenOptions::new().write(true).open(&path)?.set_len(whole)?;
+            cut(&path, whole)?;
         }
         let number = logs.last().copied().unwrap_or(0).max(snapshot).max(1);
         let file = OpenOptions::new().create(true).append(true).open(directory.join(format!("log-{number}")))?;
         let length = file.metadata()?.len();
-        let current = Current { file, number, length, snapshot: snapshot_length, revision: state.revision };
+        let current =
+            Current { file, number, length, snapshot: snapshot_length, revision: state.revision, torn: false };
         let log =
             Self { directory: directory.into(), current: Mutex::new(current), compacting: AtomicBool::new(false) };
         Ok((Arc::new(log), state.finish()))
@@ -90,10 +95,14 @@ impl Log {
 
     fn append(&self, revision: u64, record: &[u8]) -> io::Result<()> {
         let mut current = self.current();
+        let whole = current.length;
+        if current.torn {
+            current.file.set_len(whole)?;
+            current.torn = false;
+        }
         if let Err(error) = current.file.write_all(record) {
             // Half a record would hide all that follow it at the next start.
-            let whole = current.length;
-            current.file.set_len(whole)?;
+            current.torn = current.file.set_len(whole).is_err();
             return Err(error);
         }
         current.length += record.len() as u64;
@@ -139,6 +148,8 @@ impl Log {
         file.sync_all()?;
         self.current().snapshot = file.metadata()?.len();
         fs::rename(&partial, self.directory.join(format!("snapshot-{number}")))?;
+        // The name must be on the disk before what it replaces is gone.
+        File::open(&self.directory)?.sync_all()?;
         for prefix in ["snapshot-", "log-"] {
             for old in numbered(&self.directory, prefix)?.into_iter().filter(|old| *old < number) {
                 fs::remove_file(self.directory.join(format!("{prefix}{old}")))?;
@@ -146,6 +157,29 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Cuts a log behind its last whole record. A tear at its end is the write that was interrupted; when whole records may
+/// follow, the disk has lost something, and what is left is kept aside for whoever wants to look.
+fn cut(path: &Path, whole: u64) -> io::Result<()> {
+    let length = fs::metadata(path)?.len();
+    if length == whole {
+        return Ok(());
+    }
+    let mut rest = Vec::new();
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(whole))?;
+    file.read_to_end(&mut rest)?;
+    let announced = rest.first_chunk::<4>().map(|length| u64::from(u32::from_le_bytes(*length)) + 8);
+    let interrupted = rest.iter().all(|byte| *byte == 0) || announced.is_none_or(|length| length >= rest.len() as u64);
+    if interrupted {
+        tracing::info!(bytes = rest.len(), "the log ends in half a record, which nobody was told of; it is cut off");
+    } else {
+        let aside = path.with_extension("unreadable");
+        fs::write(&aside, &rest)?;
+        tracing::error!(bytes = rest.len(), aside = %aside.display(), "the log is damaged; what follows is set aside");
+    }
+    OpenOptions::new().write(true).open(path)?.set_len(whole)
 }
 
 #[derive(Default)]
@@ -306,13 +340,65 @@ mod tests {
     #[test]
     fn a_torn_last_record_is_cut_off_and_writing_goes_on() {
         let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log-1");
         let (store, resource) = reopen(directory.path());
         store.put(&resource, draft("a", 1), Expect::Absent).unwrap();
-        let path = directory.path().join("log-1");
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(&[9, 0, 0, 0, 1]).unwrap();
+        let begun = fs::read(&path).unwrap();
+        let tears = [vec![9], vec![9, 0, 0, 0, 1], vec![0; 100], begun[..begun.len() - 1].to_vec()];
+        for (n, tear) in tears.iter().enumerate() {
+            OpenOptions::new().append(true).open(&path).unwrap().write_all(tear).unwrap();
+            let (store, resource) = reopen(directory.path());
+            store.put(&resource, draft(&format!("b{n}"), 1), Expect::Absent).unwrap();
+            assert_eq!(reopen(directory.path()).1.len(), 2 + n);
+        }
+        assert!(!directory.path().join("log-1.unreadable").exists());
+    }
+
+    #[test]
+    fn a_damaged_log_is_set_aside_and_not_thrown_away() {
+        let directory = tempfile::tempdir().unwrap();
         let (store, resource) = reopen(directory.path());
-        store.put(&resource, draft("b", 1), Expect::Absent).unwrap();
-        assert_eq!(reopen(directory.path()).1.len(), 2);
+        for name in ["a", "b", "c"] {
+            store.put(&resource, draft(name, 1), Expect::Absent).unwrap();
+        }
+        let path = directory.path().join("log-1");
+        let mut bytes = fs::read(&path).unwrap();
+        let third = bytes.len() / 3;
+        bytes[third + 30] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(reopen(directory.path()).1.len(), 1);
+        assert_eq!(fs::read(directory.path().join("log-1.unreadable")).unwrap(), bytes[third..]);
+        assert_eq!(reopen(directory.path()).1.len(), 1, "and only once");
+    }
+
+    #[test]
+    fn a_snapshot_taken_while_others_write_loses_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, loaded) = Log::open(directory.path()).unwrap();
+        let store = Store::open(Some((log.clone(), loaded)));
+        let resource = store.resource(&ResourceId::new("", "things"));
+        std::thread::scope(|scope| {
+            for writer in 0..3 {
+                let (store, resource) = (&store, &resource);
+                scope.spawn(move || {
+                    for n in 0..200 {
+                        let name = format!("{writer}-{n}");
+                        let made = store.put(resource, draft(&name, 1), Expect::Absent).unwrap();
+                        if n % 3 == 0 {
+                            store.remove(resource, &made.key, made.revision).unwrap();
+                        }
+                    }
+                });
+            }
+            for _ in 0..5 {
+                let live =
+                    [&resource].into_iter().map(|r| (r.id.clone(), r.read().objects.values().cloned().collect()));
+                log.compact(live).unwrap();
+            }
+        });
+        let (again, read) = reopen(directory.path());
+        assert_eq!((read.len(), again.revision()), (resource.len(), store.revision()));
+        assert_eq!(read.len(), 3 * 133);
     }
 
     #[test]

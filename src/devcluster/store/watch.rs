@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
 use super::object::Object;
+use super::queue::{self, Receiver, Sender};
 
 /// Events that may wait for a watcher; one that falls further behind is cut off and lists again.
 const BUFFER: usize = 16_384;
+/// What they may take together. They are shared with history and with other watchers, but history is forgotten.
+const BUFFER_BYTES: usize = 32 << 20;
 
 /// A change to one object.
 #[derive(Debug)]
@@ -56,20 +57,20 @@ impl Interest {
 /// The receiving end of a watch. It ends when its watcher was cut off.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    pub(crate) events: mpsc::Receiver<Arc<Event>>,
+    pub(crate) events: Receiver<Arc<Event>>,
 }
 
 /// All watchers of a resource.
 #[derive(Debug, Default)]
 pub(crate) struct Watchers {
-    by_interest: HashMap<Interest, Vec<mpsc::Sender<Arc<Event>>>>,
+    by_interest: HashMap<Interest, Vec<Sender<Arc<Event>>>>,
     /// How many watchers there are by a selectable field, for each field: skips lookups nobody needs.
     fields: Vec<usize>,
 }
 
 impl Watchers {
     pub(crate) fn subscribe(&mut self, interest: Interest) -> Subscription {
-        let (sender, events) = mpsc::channel(BUFFER);
+        let (sender, events) = queue::queue(BUFFER, BUFFER_BYTES);
         if let Interest::Field(at, _) = interest
             && !self.fields.contains(&at)
         {
@@ -107,7 +108,7 @@ impl Watchers {
 
     fn send(&mut self, interest: &Interest, event: &Arc<Event>) {
         if let Some(bucket) = self.by_interest.get_mut(interest) {
-            bucket.retain(|sender| sender.try_send(event.clone()).is_ok());
+            bucket.retain(|sender| sender.send(event.clone(), event.size()));
         }
     }
 
