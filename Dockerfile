@@ -7,16 +7,20 @@ ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 # Dependencies first, against empty sources: this layer is built again only when a manifest or the lock file changes.
 COPY Cargo.toml Cargo.lock ./
 COPY src/devcluster/Cargo.toml src/devcluster/
-RUN mkdir -p e2e src/devcluster/examples src/devcluster/tests \
- && for file in src/main.rs e2e/main.rs e2e/fleet_bench.rs src/devcluster/examples/serve.rs src/devcluster/tests/api.rs; do \
+COPY src/kubelet/stream/spdy/Cargo.toml src/kubelet/stream/spdy/
+RUN mkdir -p e2e src/devcluster/examples src/devcluster/tests src/devcluster/benches \
+ && for file in src/main.rs e2e/main.rs e2e/fleet_bench.rs \
+      src/devcluster/examples/serve.rs src/devcluster/tests/api.rs src/devcluster/benches/cluster.rs; do \
       printf '//! Empty.\nfn main() {}\n' > "$file"; \
     done \
- && printf '//! Empty.\n' | tee src/lib.rs > src/devcluster/lib.rs \
+ && for file in src/lib.rs src/devcluster/lib.rs src/kubelet/stream/spdy/lib.rs; do \
+      printf '//! Empty.\n' > "$file"; \
+    done \
  && cargo build --release --locked --no-default-features --bin vnode
 
 # The sources are older than what was just built from the empty ones; cargo goes by the time.
 COPY src src
-RUN touch src/main.rs src/lib.rs \
+RUN find src -name '*.rs' -exec touch {} + \
  && cargo build --release --locked --no-default-features --bin vnode \
  && target/release/vnode version
 

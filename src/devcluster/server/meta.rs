@@ -63,8 +63,8 @@ pub(crate) fn name_fault(kind: &Kind, name: &str) -> Option<String> {
         }
         return (!is_label_text(name)).then(|| LABEL.into());
     }
-    if &*kind.group == "rbac.authorization.k8s.io" {
-        // Role names are only kept from breaking paths.
+    if &*kind.group == "rbac.authorization.k8s.io" || kind.is("apiregistration.k8s.io", "apiservices") {
+        // Such names are only kept from breaking paths.
         return match name {
             "." | ".." => Some(format!("may not be '{name}'")),
             _ if name.contains('/') => Some("may not contain '/'".into()),
