@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Bed, PATIENCE, eventually, pod, virtual_node};
 
@@ -79,6 +79,32 @@ fn a_minute_without_the_api_server_loses_no_pod_and_leases_resume() {
     bed.wait_phase(&bed.name("after"), "Running");
     bed.kubectl(&format!("delete pod {} --timeout=60s", bed.name("after")));
     assert_eq!(before, lives(&bed), "no pod was lost, doubled or restarted");
+}
+
+#[test]
+fn a_watch_that_is_cut_off_and_answered_with_410_misses_nothing() {
+    let Some(bed) = Bed::own() else { return };
+    let (node, goes, stays, comes) = (bed.name("blind"), bed.name("goes"), bed.name("stays"), bed.name("comes"));
+    bed.ready_node(&node, "");
+    bed.apply(&(pod(&goes, &node, "") + &pod(&stays, &node, "")));
+    bed.wait_phase(&goes, "Running");
+    bed.wait_phase(&stays, "Running");
+    let kept = bed.get(&format!("pod/{stays}")).expect("it")["status"]["startTime"].clone();
+    // Blind: no watch of the pods of all namespaces comes about any more.
+    let blind = json!({"match": {"path": "/api/v1/pods", "watch": true}, "action": {"type": "status", "code": 503}});
+    bed.fault("", &blind);
+    bed.fault("/cut-watches", &json!({"resource": "pods"}));
+    bed.kubectl(&format!("delete pod {goes} --grace-period=0 --force"));
+    bed.apply(&pod(&comes, &node, ""));
+    bed.wait(&format!("pod/{comes}"), "condition=PodScheduled");
+    bed.fault("/compact", &json!({"resource": "pods"}));
+    bed.kubectl("delete --raw /debug/faults");
+    bed.wait_phase(&comes, "Running");
+    eventually("the node has the pods that there are", || {
+        let known = bed.ask_node(&node, "pods");
+        (!known.contains(&goes) && known.contains(&stays) && known.contains(&comes)).then_some(())
+    });
+    assert_eq!(bed.get(&format!("pod/{stays}")).expect("it")["status"]["startTime"], kept, "it ran on");
 }
 
 #[test]

@@ -167,7 +167,7 @@ impl Bed {
     /// Starts the API server, on the same port and with the same state as before if there was one.
     pub fn start_cluster(&mut self) {
         let mut command = Command::new(vnode_binary());
-        command.args(["dev", "--cluster-only", "--listen", &self.listen]);
+        command.args(["dev", "--cluster-only", "--faults", "--listen", &self.listen]);
         command.arg("--kubeconfig-out").arg(&self.kubeconfig).arg("--data-dir").arg(self.dir.path().join("state"));
         let mut process = Process::start(command, &self.dir.path().join("cluster.log"));
         let out = process.child.stdout.take().expect("piped");
@@ -252,11 +252,21 @@ impl Bed {
 
     /// `kubectl apply -f -`: what it printed, or what it complained of.
     pub fn try_apply(&self, manifest: &str) -> Result<String, String> {
+        self.with_input("apply -f -", manifest)
+    }
+
+    /// Makes the development cluster fail; see `docs/development-cluster.md`.
+    pub fn fault(&self, path: &str, body: &Value) {
+        let said = self.with_input(&format!("create --raw /debug/faults{path} -f -"), &body.to_string());
+        assert!(said.is_ok(), "{path} {body}: {said:?}");
+    }
+
+    fn with_input(&self, words: &str, input: &str) -> Result<String, String> {
         use std::io::Write as _;
         let mut command = self.command();
-        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(words.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl is on the PATH");
-        child.stdin.take().expect("piped").write_all(manifest.as_bytes()).expect("kubectl reads");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("kubectl reads");
         let out = child.wait_with_output().expect("kubectl ends");
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }

@@ -226,8 +226,7 @@ impl Provider for MockProvider {
         });
         let pods: Vec<_> = pods.into_iter().filter(|p| !p.containers.is_empty()).collect();
         // Without pods there is no sum, but it is known that nothing is used.
-        let idle =
-            Usage { time: now, cpu_nanos: Some(0), cpu_nano_cores: Some(0), memory_working_set: Some(0) };
+        let idle = Usage { time: now, cpu_nanos: Some(0), cpu_nano_cores: Some(0), memory_working_set: Some(0) };
         Ok(NodeUsage { node: pods.is_empty().then_some(idle), pods })
     }
 }
