@@ -17,4 +17,5 @@ mod nodes;
 mod pods;
 mod process;
 mod security;
+mod streams;
 mod support;

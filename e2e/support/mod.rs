@@ -166,8 +166,13 @@ impl Bed {
 
     /// Starts the API server, on the same port and with the same state as before if there was one.
     pub fn start_cluster(&mut self) {
+        self.start_cluster_with(&[]);
+    }
+
+    /// Starts the API server with more flags.
+    pub fn start_cluster_with(&mut self, flags: &[&str]) {
         let mut command = Command::new(vnode_binary());
-        command.args(["dev", "--cluster-only", "--faults", "--listen", &self.listen]);
+        command.args(["dev", "--cluster-only", "--faults", "--listen", &self.listen]).args(flags);
         command.arg("--kubeconfig-out").arg(&self.kubeconfig).arg("--data-dir").arg(self.dir.path().join("state"));
         let mut process = Process::start(command, &self.dir.path().join("cluster.log"));
         let out = process.child.stdout.take().expect("piped");

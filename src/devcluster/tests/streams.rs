@@ -344,13 +344,19 @@ async fn websocket_clients_reach_a_node_that_speaks_spdy_alone() {
     }
     socket.send(Message::binary(vec![255u8, 0])).await.unwrap();
     let mut channels = vec![Vec::new(); 4];
+    let mut goodbye = None;
     while let Some(Ok(message)) = soon(socket.next()).await {
         match message {
             Message::Binary(bytes) => channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]),
-            Message::Close(_) => break,
+            Message::Close(frame) => {
+                goodbye = frame;
+                break;
+            }
             _ => {}
         }
     }
+    // kubectl takes an end without a code for a failure.
+    assert_eq!(goodbye.map(|frame| u16::from(frame.code)), Some(1000));
     assert!(channels[1] == input, "{} of {} bytes came back", channels[1].len(), input.len());
     assert_eq!(channels[2], b"warned");
     assert_eq!(channels[3], br#"{"status":"Success"}"#);

@@ -8,21 +8,30 @@ use bytes::{Buf, Bytes};
 use futures::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 /// The largest message that is sent.
 const MESSAGE: usize = 32 << 10;
+
+/// How a connection ends well. Without its code kubectl takes the end for a failure.
+pub(super) fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+}
 
 /// Reads and writes what the messages contain.
 pub(super) struct Bytewise<T> {
     socket: WebSocketStream<T>,
     /// What is left of the last message.
     rest: Bytes,
+    /// The end was said.
+    ended: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Bytewise<T> {
     pub(super) fn new(socket: WebSocketStream<T>) -> Self {
-        Self { socket, rest: Bytes::new() }
+        Self { socket, rest: Bytes::new(), ended: false }
     }
 }
 
@@ -68,10 +77,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bytewise<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.socket).poll_close(cx)) {
+        let over = |result| match result {
             // The other side closed first.
-            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(broken(error))),
+            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => Ok(()),
+            Err(error) => Err(broken(error)),
+        };
+        if !self.ended {
+            let ready = ready!(Pin::new(&mut self.socket).poll_ready(cx));
+            over(ready.and_then(|()| Pin::new(&mut self.socket).start_send(goodbye())))?;
+            self.ended = true;
         }
+        Poll::Ready(over(ready!(Pin::new(&mut self.socket).poll_flush(cx))))
     }
 }
