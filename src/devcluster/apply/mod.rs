@@ -1,7 +1,8 @@
 //! Server-side apply: who owns which fields, and what an object becomes when somebody applies theirs.
 //!
-//! `set` reads and writes sets of fields, `merge` merges, compares and removes; this file keeps `managedFields`.
+//! `check` refuses lists that name an item twice, `set` reads and writes sets of fields, `merge` merges, compares and removes; this file keeps `managedFields`.
 
+mod check;
 mod merge;
 mod set;
 #[cfg(test)]
@@ -91,11 +92,27 @@ fn write(object: &mut Value, mut entries: Vec<Entry>) {
 ///
 /// # Errors
 ///
-/// 400 when `applied` brings `managedFields`, 409 when it changes fields of others and is not forced.
+/// 400 when `applied` brings `managedFields`, 500 when a list of it names an item twice, 409 when it changes fields of others and is not forced.
 pub(crate) fn apply(live: Option<&Value>, applied: &Value, request: &Request<'_>, schema: &Schema) -> Result<Value> {
     if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
+    check::check(applied, schema).map_err(|fault| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (meta, version) = (&applied["metadata"], text(&applied["apiVersion"]));
+        // Kubernetes always puts a slash before the version, be there a group or not.
+        let version = if version.contains('/') { version } else { format!("/{version}") };
+        ApiError::new(
+            500,
+            "",
+            format!(
+                "failed to create typed patch object ({}/{}; {version}, Kind={}): {fault}",
+                text(&meta["namespace"]),
+                text(&meta["name"]),
+                text(&applied["kind"])
+            ),
+        )
+    })?;
     let fields = Set::of(applied, Some(schema)).without_free();
     let Some(live) = live else {
         let mut made = applied.clone();

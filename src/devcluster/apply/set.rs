@@ -166,18 +166,22 @@ impl Set {
             paths.push(path.to_owned());
         }
         for (name, set) in &self.below {
-            let step = match name.split_once(':') {
-                Some(("k", keys)) => {
-                    let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                    let keys: Vec<_> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                    format!("[{}]", keys.join(","))
-                }
-                Some(("v", value)) => format!("[={value}]"),
-                Some((_, field)) => format!(".{field}"),
-                None => format!(".{name}"),
-            };
-            set.collect(&format!("{path}{step}"), paths);
+            set.collect(&format!("{path}{}", shown(name)), paths);
         }
+    }
+}
+
+/// A name in a set as a step of a path.
+pub(super) fn shown(name: &str) -> String {
+    match name.split_once(':') {
+        Some(("k", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let keys: Vec<_> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("[{}]", keys.join(","))
+        }
+        Some(("v", value)) => format!("[={value}]"),
+        Some((_, field)) => format!(".{field}"),
+        None => format!(".{name}"),
     }
 }
 

@@ -19,6 +19,10 @@ use serde_json::{Value, json};
 use support::Client;
 use vnode_devcluster::{DevCluster, Options};
 
+/// As in the binary `vnode`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CONNECTIONS: usize = 8;
 const MEASURE: Duration = Duration::from_secs(4);
 const SERVE: &str = "--serve-for-the-benchmark";
