@@ -133,7 +133,11 @@ impl DevCluster {
         let text = self.kubeconfig("system:kube-controller-manager", &["system:masters"])?;
         let kubeconfig = serde_json::from_str(&text).map_err(|e| failed(&e))?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
-        kube::Client::try_from(config.map_err(|e| failed(&e))?).map_err(|e| failed(&e))
+        let mut config = config.map_err(|e| failed(&e))?;
+        // What the controllers write is theirs in `managedFields` by this name.
+        let agent = http::HeaderValue::from_static("kube-controller-manager");
+        config.headers.push((http::header::USER_AGENT, agent));
+        kube::Client::try_from(config).map_err(|e| failed(&e))
     }
 
     /// The API server's address as a URL.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::User;
 use crate::pki::Authority;
 use crate::selector::{Selector, required_name};
-use crate::server::http::{DEPTH_LIMIT, depth_within, form, parse};
+use crate::server::http::{DEPTH_LIMIT, agree, depth_within, parse};
 use crate::server::options::{DeleteOptions, Options};
 use crate::server::pages::Continue;
 use crate::server::path::Target;
@@ -90,9 +90,17 @@ fn call(api: &Api, path: &str, method: &str, query: &str, media: &str) -> Option
     Some(Call { kind, resource, target, options: Options::parse(Some(query)), user, headers })
 }
 
-/// Refusals are fine; a failure of the server itself is not. Two refusals have a code of failures in Kubernetes.
+/// Refusals are fine; a failure of the server itself is not. Some refusals have a code of failures in Kubernetes.
 fn expected(error: &ApiError) {
-    let refused = ["request is too large", "failed to create typed patch object"];
+    let refused = [
+        "request is too large",
+        "failed to create typed patch object",
+        "strconv.ParseUint: parsing",
+        // Strategic merge patches.
+        "list element types are not identical",
+        "does not contain declared merge key",
+        "doesn't match $setElementOrder list",
+    ];
     assert!(error.code < 500 || refused.iter().any(|r| error.message.contains(r)), "{} {error}", error.code);
     let _ = error.body().to_string();
 }
@@ -128,7 +136,7 @@ pub fn request(data: &[u8]) {
     if let Ok(accept) = http::HeaderValue::from_str(accept) {
         let mut headers = HeaderMap::new();
         headers.insert(http::header::ACCEPT, accept);
-        let _ = form(&headers);
+        let _ = agree(&headers);
     }
 }
 
@@ -200,6 +208,7 @@ pub fn apply(data: &[u8]) {
         subresource: None,
         api_version: "v1",
         now: "2026-01-01T00:00:00Z",
+        reset: crate::apply::Reset::Nothing,
     };
     let Ok(once) = crate::apply::apply(None, &applied, &request, schema) else { return };
     match crate::apply::apply(Some(&once), &applied, &request, schema) {

@@ -32,6 +32,18 @@ impl FieldError {
         Self::new(field, "FieldValueInvalid", format!("Invalid value: {value}: {detail}"))
     }
 
+    /// As `invalid`, with the value as it is to be shown.
+    pub(crate) fn invalid_shown(field: impl Into<String>, shown: &str, detail: &str) -> Self {
+        Self::new(field, "FieldValueInvalid", format!("Invalid value: {shown}: {detail}"))
+    }
+
+    /// As `not_supported`, with the value as it is to be shown.
+    pub(crate) fn not_supported_shown(field: impl Into<String>, shown: &str, allowed: &[&str]) -> Self {
+        let allowed: Vec<_> = allowed.iter().map(|a| format!("{a:?}")).collect();
+        let message = format!("Unsupported value: {shown}: supported values: {}", allowed.join(", "));
+        Self::new(field, "FieldValueNotSupported", message)
+    }
+
     /// The field's type is wrong.
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
         Self::new(field, "FieldValueTypeInvalid", format!("Invalid value: {value}: {detail}"))
@@ -72,12 +84,27 @@ pub struct ApiError {
     pub details: Value,
     /// `metadata.continue`: where a list whose token has expired can go on.
     pub continue_token: Option<String>,
+    /// What is to be told beside the error, as `Warning` headers.
+    pub warnings: Box<[String]>,
 }
 
 impl ApiError {
     /// An error without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null, continue_token: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+            continue_token: None,
+            warnings: Box::default(),
+        }
+    }
+
+    /// The error with warnings beside it.
+    pub(crate) fn warned(mut self, warnings: &[String]) -> Self {
+        self.warnings = warnings.into();
+        self
     }
 
     /// 400
@@ -120,7 +147,13 @@ impl ApiError {
 
     /// 422 with a cause for each field; `kind` as in `Pod`.
     pub fn invalid(kind: &str, group: &str, name: &str, errors: &[FieldError]) -> Self {
-        let lines: Vec<_> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        let mut lines: Vec<_> = Vec::new();
+        // What was found twice is said once, though it is a cause twice.
+        for line in errors.iter().map(|e| format!("{}: {}", e.field, e.message)) {
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
         let said = match lines.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -139,7 +172,10 @@ impl ApiError {
     }
 
     fn with_details(mut self, name: &str, group: &str, kind: &str) -> Self {
-        let mut details = json!({"kind": kind});
+        let mut details = json!({});
+        if !kind.is_empty() {
+            details["kind"] = kind.into();
+        }
         if !name.is_empty() {
             details["name"] = name.into();
         }

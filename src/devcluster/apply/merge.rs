@@ -50,30 +50,43 @@ impl Difference {
     }
 }
 
-/// Compares two states; equal parts cost one comparison.
+/// Compares two states; equal parts cost one comparison. Null is an empty map or list, but it is there.
 pub(super) fn compare(old: &Value, new: &Value, schema: Option<&Schema>) -> Difference {
     let mut difference = Difference::default();
     if old == new {
         return difference;
     }
+    let (none, nothing) = (Map::new(), Vec::new());
+    let fields = |value| match value {
+        &Value::Null => None,
+        value => value.as_object(),
+    };
+    let items = |value| match value {
+        &Value::Null => None,
+        value => value.as_array(),
+    };
     match (old, new) {
-        (Value::Object(old), Value::Object(new)) if !schema.is_some_and(Schema::atomic) => {
+        (Value::Object(_) | Value::Null, Value::Object(_) | Value::Null)
+            if !(schema.is_some_and(Schema::atomic) || is_empty(old) && is_empty(new)) =>
+        {
+            let (old, new) = (fields(old).unwrap_or(&none), fields(new).unwrap_or(&none));
             for (name, value) in new {
-                let below = schema.and_then(|s| s.field(name));
-                let declared = schema.is_some_and(|s| s.declares(name));
-                difference.put(format!("f:{name}"), old.get(name), value, below, declared);
+                difference.put(format!("f:{name}"), old.get(name), value, schema.and_then(|s| s.field(name)));
             }
             for name in old.keys().filter(|name| !new.contains_key(*name)) {
                 difference.removed.below.insert(format!("f:{name}"), Set::leaf());
             }
         }
-        (Value::Array(old), Value::Array(new)) if granular(schema) => {
+        (Value::Array(_) | Value::Null, Value::Array(_) | Value::Null)
+            if granular(schema) && !(is_empty(old) && is_empty(new)) =>
+        {
+            let (old, new) = (items(old).unwrap_or(&nothing), items(new).unwrap_or(&nothing));
             let mut before: HashMap<String, &Value> = old.iter().map(|i| (item_name(i, schema), i)).collect();
             let items = schema.filter(|s| matches!(s.list(), List::Map(_))).and_then(Schema::items);
             for item in new {
                 let name = item_name(item, schema);
                 let was = before.remove(&name);
-                difference.put(name, was, item, items, false);
+                difference.put(name, was, item, items);
             }
             difference.removed.below.extend(before.into_keys().map(|name| (name, Set::leaf())));
         }
@@ -83,11 +96,9 @@ pub(super) fn compare(old: &Value, new: &Value, schema: Option<&Schema>) -> Diff
 }
 
 impl Difference {
-    fn put(&mut self, name: String, old: Option<&Value>, new: &Value, schema: Option<&Schema>, declared: bool) {
+    fn put(&mut self, name: String, old: Option<&Value>, new: &Value, schema: Option<&Schema>) {
         let Some(old) = old else {
-            let mut added = Set::of(new, schema);
-            added.member |= added.is_empty() || !declared || schema.is_some_and(Schema::is_map);
-            self.changed.below.insert(name, added);
+            self.changed.below.insert(name, Set::added(new, schema));
             return;
         };
         let inner = compare(old, new, schema);
@@ -98,6 +109,10 @@ impl Difference {
             self.removed.below.insert(name, inner.removed);
         }
     }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || is_hollow(value)
 }
 
 /// Removes the fields in `gone`, except where `kept` has them or something below them.

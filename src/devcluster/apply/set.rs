@@ -78,8 +78,12 @@ impl Set {
             Value::Object(fields) if !schema.is_some_and(Schema::atomic) => {
                 for (name, value) in fields {
                     let mut below = Self::of(value, schema.and_then(|s| s.field(name)));
-                    below.member |= below.is_empty() || !schema.is_some_and(|s| s.declares(name));
-                    set.below.insert(format!("f:{name}"), below);
+                    let nothing = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                    below.member |= nothing || !schema.is_some_and(|s| s.declares(name));
+                    // Nobody owns an empty list of items that have owners of their own.
+                    if !below.is_empty() {
+                        set.below.insert(format!("f:{name}"), below);
+                    }
                 }
             }
             Value::Array(items) if granular(schema) => {
@@ -93,6 +97,25 @@ impl Set {
                 }
             }
             _ => set.member = true,
+        }
+        set
+    }
+
+    /// A value that was not there before: it and all that is in it.
+    pub(super) fn added(value: &Value, schema: Option<&Schema>) -> Self {
+        let mut set = Self::leaf();
+        match value {
+            Value::Object(fields) if !schema.is_some_and(Schema::atomic) => {
+                let below = |(name, value): (&String, &Value)| {
+                    (format!("f:{name}"), Self::added(value, schema.and_then(|s| s.field(name))))
+                };
+                set.below = fields.iter().map(below).collect();
+            }
+            Value::Array(items) if granular(schema) => {
+                let inner = schema.filter(|s| matches!(s.list(), List::Map(_))).and_then(Schema::items);
+                set.below = items.iter().map(|item| (item_name(item, schema), Self::added(item, inner))).collect();
+            }
+            _ => {}
         }
         set
     }

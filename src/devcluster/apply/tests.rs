@@ -2,11 +2,18 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::merge::compare;
-use super::{Request, apply, record_update, rewrite};
+use super::{Request, Reset, apply, record_update, rewrite};
 use crate::schema::{Schema, builtin};
 
 fn by(manager: &str) -> Request<'_> {
-    Request { manager, force: false, subresource: None, api_version: "v1", now: "2026-01-01T00:00:00Z" }
+    Request {
+        manager,
+        force: false,
+        subresource: None,
+        api_version: "v1",
+        now: "2026-01-01T00:00:00Z",
+        reset: Reset::Nothing,
+    }
 }
 
 fn schema(kind: &str) -> Schema {

@@ -1,5 +1,6 @@
 //! Service account tokens: signed here, checked here, bound to objects that must still exist.
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,24 @@ impl Tokens {
         validation.validate_nbf = true;
         match jsonwebtoken::decode::<Claims>(token, &self.check, &validation) {
             Ok(data) => Ok(data.claims),
-            Err(error) => Err(format!("[invalid bearer token, {error}]")),
+            Err(error) => Err(match error.kind() {
+                ErrorKind::InvalidAudience => {
+                    validation.validate_aud = false;
+                    let read = jsonwebtoken::decode::<Claims>(token, &self.check, &validation);
+                    let given = read.map(|read| read.claims.aud).unwrap_or_default();
+                    let shown = |list: &[String]| {
+                        list.iter().map(|audience| format!("{audience:?}")).collect::<Vec<_>>().join(" ")
+                    };
+                    let wanted: Vec<String> = audiences.iter().map(|audience| (*audience).to_owned()).collect();
+                    format!(
+                        "[invalid bearer token, token audiences [{}] is invalid for the target audiences [{}]]",
+                        shown(&given),
+                        shown(&wanted)
+                    )
+                }
+                ErrorKind::InvalidToken => "invalid bearer token".to_owned(),
+                _ => format!("[invalid bearer token, {error}]"),
+            }),
         }
     }
 }

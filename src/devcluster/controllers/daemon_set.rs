@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::json;
 
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
+use super::revision::{self, History};
 use super::scheduler::cluster::may_run;
 use super::scheduler::pod::PodInfo;
 use super::workload::{BURST, Expected, create, delete, is_available, pod_from, share};
-use super::world::{World, controller_of, gone_is_fine, has_condition, is_terminal};
+use super::world::{World, controller_of, has_condition, is_terminal};
 
 const HASH: &str = "controller-revision-hash";
+const GENERATION: &str = "deprecated.daemonset.template.generation";
 /// What daemon pods bear on any node.
 const BORNE: &[(&str, &str)] = &[
     ("node.kubernetes.io/not-ready", "NoExecute"),
@@ -70,15 +70,12 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
     }
 }
 
-fn hash(template: &PodTemplateSpec) -> String {
-    let digest = Sha256::digest(serde_json::to_vec(template).unwrap_or_default());
-    digest.iter().take(5).map(|b| format!("{b:02x}")).collect()
-}
-
 /// The pod for a node: pinned by name, and tolerant of what befalls nodes.
 fn pod_for(set: &DaemonSet, hash: &str, node: &str) -> Pod {
     let mut pod = pod_from(set, &set.spec.template);
-    pod.metadata.labels.get_or_insert_default().insert(HASH.into(), hash.into());
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(HASH.into(), hash.into());
+    labels.insert("pod-template-generation".into(), set.annotations().get(GENERATION).cloned().unwrap_or_default());
     let spec = pod.spec.get_or_insert_default();
     let tolerations = spec.tolerations.get_or_insert_default();
     for (key, effect) in BORNE {
@@ -123,7 +120,14 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
     if let Some(wait) = expected.behind(&uid, &pods) {
         return Ok(Some(wait));
     }
-    let hash = hash(&set.spec.template);
+    let history = History {
+        template: &set.spec.template,
+        label: HASH,
+        annotations: set.annotations().get(GENERATION).map(|g| [(GENERATION.to_owned(), g.clone())].into()),
+        keep: usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or_default(),
+        used: pods.iter().filter_map(|p| p.labels().get(HASH).cloned()).collect(),
+    };
+    let hash = revision::sync(world, set.as_ref(), history).await?;
     let mut by_node: HashMap<String, Vec<Arc<Pod>>> = HashMap::new();
     for pod in &pods {
         by_node.entry(target(pod).unwrap_or_default().into()).or_default().push(pod.clone());
@@ -147,7 +151,7 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
     for (node, fit) in &fits {
         let here = by_node.remove(node).unwrap_or_default();
         if !fit {
-            counts[1] += usize::from(here.iter().any(|p| live(p)));
+            counts[1] += usize::from(!here.is_empty());
             lose.extend(here.into_iter().filter(|p| live(p)));
             continue;
         }
@@ -192,13 +196,7 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
         let gone = delete(world, lose).await?;
         expected.note(&uid, create(world, make).await?, gone);
     }
-    let have = serde_json::to_value(&set.status).unwrap_or_default();
-    let same = |(field, v): (&String, &Value)| have.get(field).unwrap_or(&json!(0)) == v;
-    if have.is_null() || !want.as_object().into_iter().flatten().all(same) {
-        let patch = Patch::Merge(json!({"status": want}));
-        let api = world.api::<DaemonSet>(&key.0);
-        gone_is_fine(api.patch_status(&key.1, &PatchParams::default(), &patch).await.map(drop))?;
-    }
+    world.write_status::<DaemonSet>(&key, &set.status, want).await?;
     Ok(None)
 }
 

@@ -1,5 +1,7 @@
 //! Deployments: a ReplicaSet a template, and the roll from the old ones to the new one.
 
+mod report;
+
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
@@ -8,16 +10,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::json;
 
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
-use super::workload::{owned_by, share};
-use super::world::{World, controller_of, gone_is_fine, now, there_is_fine};
+use super::workload::{owned_by, share, template_hash};
+use super::world::{World, controller_of, gone_is_fine, there_is_fine};
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+const MAX: &str = "deployment.kubernetes.io/max-replicas";
 
 /// Hooks the controller to the shared watches and returns its work.
 pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use<> {
@@ -52,12 +55,6 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// A short name for a template, from letters that spell no words.
-fn hash(template: &PodTemplateSpec) -> String {
-    let digest = Sha256::digest(serde_json::to_vec(template).unwrap_or_default());
-    digest.iter().take(10).map(|b| char::from(b"bcdfghjklmnpqrstvwxz2456789"[usize::from(*b) % 27])).collect()
-}
-
 /// A ReplicaSet in numbers.
 #[derive(Clone, Debug, PartialEq)]
 struct Set {
@@ -67,8 +64,32 @@ struct Set {
     actual: i32,
 }
 
+/// How far a roll may go beyond and below what is wanted.
+struct Limits {
+    surge: i32,
+    unavailable: i32,
+    recreate: bool,
+}
+
+impl Limits {
+    fn of(deployment: &Deployment) -> Self {
+        let wanted = deployment.spec.replicas.unwrap_or(1);
+        let strategy = deployment.spec.strategy.clone().unwrap_or_default();
+        if strategy.type_.as_deref() == Some("Recreate") {
+            return Self { surge: 0, unavailable: 0, recreate: true };
+        }
+        let rolling = strategy.rolling_update.unwrap_or_default();
+        let quarter = || IntOrString::String("25%".into());
+        let surge = share(rolling.max_surge.as_ref(), quarter(), wanted, true);
+        let unavailable = share(rolling.max_unavailable.as_ref(), quarter(), wanted, false).min(wanted);
+        // Without any room nothing would ever move.
+        Self { surge, unavailable: if surge == 0 { unavailable.max(1) } else { unavailable }, recreate: false }
+    }
+}
+
 /// The next sizes of the new set and of the old ones, oldest first. kube-controller-manager: `rolloutRolling`.
-fn roll(wanted: i32, surge: i32, unavailable: i32, recreate: bool, new: &Set, old: &[Set]) -> (i32, Vec<i32>) {
+fn roll(wanted: i32, limits: &Limits, new: &Set, old: &[Set]) -> (i32, Vec<i32>) {
+    let &Limits { surge, unavailable, recreate } = limits;
     let old_total: i32 = old.iter().map(|s| s.replicas).sum();
     if recreate {
         let gone = old.iter().all(|s| s.actual == 0 && s.replicas == 0);
@@ -128,39 +149,20 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
     let paused = spec.paused.unwrap_or(false);
     let wanted = spec.replicas.unwrap_or(1);
     let latest = old.iter().map(|s| revision(s)).max().unwrap_or_default();
+    let limits = Limits::of(&deployment);
+    let now_old: Vec<_> = old.iter().map(|s| numbers(s)).collect();
     let Some(new) = new.pop() else {
-        if !paused {
-            let hash = hash(&spec.template);
-            let mut template = spec.template.clone();
-            let meta = template.metadata.get_or_insert_default();
-            meta.labels.get_or_insert_default().insert(HASH.into(), hash.clone());
-            let mut selector = spec.selector.clone();
-            selector.match_labels.get_or_insert_default().insert(HASH.into(), hash.clone());
-            let set = ReplicaSet {
-                metadata: ObjectMeta {
-                    name: Some(format!("{}-{hash}", key.1)),
-                    labels: meta.labels.clone(),
-                    annotations: Some(
-                        [
-                            (REVISION.to_string(), (latest + 1).to_string()),
-                            ("deployment.kubernetes.io/desired-replicas".to_string(), wanted.to_string()),
-                        ]
-                        .into(),
-                    ),
-                    owner_references: Some(vec![owned_by(deployment.as_ref())]),
-                    ..ObjectMeta::default()
-                },
-                spec: ReplicaSetSpec {
-                    replicas: Some(0),
-                    min_ready_seconds: spec.min_ready_seconds,
-                    selector,
-                    template: Some(template),
-                },
-                status: None,
-            };
-            there_is_fine(api.create(&PostParams::default(), &set).await.map(drop))?;
+        let none = Set { replicas: 0, available: 0, actual: 0 };
+        let (size, _) = roll(wanted, &limits, &none, &now_old);
+        if paused || (limits.recreate && now_old.iter().any(|s| s.actual > 0 || s.replicas > 0)) {
+            resize(world, &deployment, &limits, paused, None, &old).await?;
+            return report::write(world, &deployment, None, &old, latest.max(1)).await;
         }
-        return report(world, &deployment, None, &old, latest + 1).await;
+        let set = replica_set(&deployment, size, latest + 1, wanted + limits.surge);
+        there_is_fine(api.create(&PostParams::default(), &set).await.map(drop))?;
+        let said = format!("Scaled up replica set {} from 0 to {size}", set.name_any());
+        world.event("deployment-controller", deployment.as_ref(), "Normal", "ScalingReplicaSet", &said);
+        return report::write(world, &deployment, None, &old, latest + 1).await;
     };
     let mut this = revision(&new);
     if this <= latest && !paused {
@@ -168,124 +170,81 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
         let body = json!({"metadata": {"annotations": {REVISION: this.to_string()}}});
         gone_is_fine(api.patch(&new.name_any(), &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
     }
-    let strategy = spec.strategy.clone().unwrap_or_default();
-    let rolling = strategy.rolling_update.unwrap_or_default();
-    let quarter = || IntOrString::String("25%".into());
-    let surge = share(rolling.max_surge.as_ref(), quarter(), wanted, true);
-    let mut unavailable = share(rolling.max_unavailable.as_ref(), quarter(), wanted, false).min(wanted);
-    if surge == 0 && unavailable == 0 {
-        unavailable = 1;
-    }
-    let recreate = strategy.type_.as_deref() == Some("Recreate");
-    let now_old: Vec<_> = old.iter().map(|s| numbers(s)).collect();
-    let (next_new, next_old) = if paused {
-        let alone = now_old.iter().all(|s| s.replicas == 0);
-        (if alone { wanted } else { numbers(&new).replicas }, now_old.iter().map(|s| s.replicas).collect())
-    } else {
-        roll(wanted, surge, unavailable, recreate, &numbers(&new), &now_old)
-    };
-    for (set, size) in old.iter().chain([&new]).zip(next_old.iter().copied().chain([next_new])) {
-        let before = numbers(set).replicas;
-        if before == size {
-            continue;
-        }
-        let body = json!({"metadata": {"resourceVersion": set.resource_version()}, "spec": {"replicas": size}});
-        gone_is_fine(api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
-        let way = if size > before { "up" } else { "down" };
-        let said = format!("Scaled {way} replica set {} from {before} to {size}", set.name_any());
-        world.event("deployment-controller", deployment.as_ref(), "Normal", "ScalingReplicaSet", &said);
-    }
+    resize(world, &deployment, &limits, paused, Some(&new), &old).await?;
     let keep = usize::try_from(spec.revision_history_limit.unwrap_or(10)).unwrap_or_default();
     let done: Vec<_> = old.iter().filter(|s| numbers(s).replicas == 0 && numbers(s).actual == 0).collect();
     for set in done.iter().take(done.len().saturating_sub(keep)) {
         gone_is_fine(api.delete(&set.name_any(), &DeleteParams::background()).await.map(drop))?;
     }
-    report(world, &deployment, Some(&new), &old, this).await
+    report::write(world, &deployment, Some(&new), &old, this).await
 }
 
-fn condition(deployment: &Deployment, kind: &str, status: bool, reason: &str, message: String) -> Value {
-    let status = if status { "True" } else { "False" };
-    let before =
-        deployment.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_.as_deref() == Some(kind));
-    let moved = match before {
-        Some(c) if c.status.as_deref() == Some(status) => c.last_transition_time.as_ref().map(|t| t.0.to_string()),
-        _ => None,
-    };
-    let updated = match before {
-        Some(c) if c.status.as_deref() == Some(status) && c.reason.as_deref() == Some(reason) => {
-            c.last_update_time.as_ref().map(|t| t.0.to_string())
-        }
-        _ => None,
-    };
-    json!({"type": kind, "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": moved.unwrap_or_else(now), "lastUpdateTime": updated.unwrap_or_else(now)})
+/// The set of the present template.
+fn replica_set(deployment: &Deployment, size: i32, revision: i64, most: i32) -> ReplicaSet {
+    let spec = &deployment.spec;
+    let hash = template_hash(&spec.template, None);
+    let mut template = spec.template.clone();
+    let meta = template.metadata.get_or_insert_default();
+    meta.labels.get_or_insert_default().insert(HASH.into(), hash.clone());
+    let mut selector = spec.selector.clone();
+    selector.match_labels.get_or_insert_default().insert(HASH.into(), hash.clone());
+    let wanted = spec.replicas.unwrap_or(1);
+    let notes = [(REVISION, revision.to_string()), (DESIRED, wanted.to_string()), (MAX, most.to_string())];
+    ReplicaSet {
+        metadata: ObjectMeta {
+            name: Some(format!("{}-{hash}", deployment.name_any())),
+            labels: meta.labels.clone(),
+            annotations: Some(notes.map(|(key, value)| (key.to_owned(), value)).into()),
+            owner_references: Some(vec![owned_by(deployment)]),
+            ..ObjectMeta::default()
+        },
+        spec: ReplicaSetSpec {
+            replicas: Some(size),
+            min_ready_seconds: spec.min_ready_seconds,
+            selector,
+            template: Some(template),
+        },
+        status: None,
+    }
 }
 
-async fn report(
+/// Takes all sets a step nearer to what they should be.
+async fn resize(
     world: &World,
-    deployment: &Deployment,
+    deployment: &Arc<Deployment>,
+    limits: &Limits,
+    paused: bool,
     new: Option<&Arc<ReplicaSet>>,
     old: &[Arc<ReplicaSet>],
-    revision: i64,
-) -> Outcome {
-    let (namespace, name) = key_of(deployment);
-    let spec = deployment.spec.clone();
-    let wanted = spec.replicas.unwrap_or(1);
-    let sum = |of: &dyn Fn(&ReplicaSet) -> i32| old.iter().chain(new).map(|s| of(s)).sum::<i32>();
-    let total = sum(&|s| numbers(s).actual);
-    let available = sum(&|s| numbers(s).available);
-    let ready = sum(&|s| s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or_default());
-    let updated = new.map_or(0, |s| numbers(s).actual);
-    let rolling = spec.strategy.unwrap_or_default().rolling_update.unwrap_or_default();
-    let may_miss = share(rolling.max_unavailable.as_ref(), IntOrString::String("25%".into()), wanted, false);
-    let enough = available >= wanted - may_miss;
-    let has = if enough {
-        condition(
-            deployment,
-            "Available",
-            true,
-            "MinimumReplicasAvailable",
-            "Deployment has minimum availability.".into(),
-        )
+) -> Result<(), kube::Error> {
+    let wanted = deployment.spec.replicas.unwrap_or(1);
+    let api = world.api::<ReplicaSet>(&deployment.namespace().unwrap_or_default());
+    let now_old: Vec<_> = old.iter().map(|s| numbers(s)).collect();
+    let now_new = new.map_or(Set { replicas: 0, available: 0, actual: 0 }, |s| numbers(s));
+    let (next_new, next_old) = if paused {
+        let alone = now_old.iter().all(|s| s.replicas == 0);
+        (if alone { wanted } else { now_new.replicas }, now_old.iter().map(|s| s.replicas).collect())
     } else {
-        let said = "Deployment does not have minimum availability.".into();
-        condition(deployment, "Available", false, "MinimumReplicasUnavailable", said)
+        roll(wanted, limits, &now_new, &now_old)
     };
-    let set = new.map(|s| s.name_any()).unwrap_or_default();
-    let complete = updated == wanted && total == wanted && available >= wanted;
-    let goes = match (new, complete) {
-        (Some(_), true) => {
-            let said = format!("ReplicaSet \"{set}\" has successfully progressed.");
-            condition(deployment, "Progressing", true, "NewReplicaSetAvailable", said)
+    let notes = [(DESIRED, wanted.to_string()), (MAX, (wanted + limits.surge).to_string())];
+    for (set, size) in old.iter().zip(next_old).chain(new.map(|set| (set, next_new))) {
+        let before = numbers(set).replicas;
+        let told = notes.iter().all(|(key, value)| set.annotations().get(*key) == Some(value));
+        if before == size && (told || size == 0) {
+            continue;
         }
-        (Some(_), false) => {
-            let said = format!("ReplicaSet \"{set}\" is progressing.");
-            condition(deployment, "Progressing", true, "ReplicaSetUpdated", said)
+        let notes: serde_json::Map<_, _> = notes.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
+        let body = json!({"metadata": {"resourceVersion": set.resource_version(), "annotations": notes},
+            "spec": {"replicas": size}});
+        gone_is_fine(api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
+        if before != size {
+            let way = if size > before { "up" } else { "down" };
+            let said = format!("Scaled {way} replica set {} from {before} to {size}", set.name_any());
+            world.event("deployment-controller", deployment.as_ref(), "Normal", "ScalingReplicaSet", &said);
         }
-        (None, _) => {
-            let said = format!("Created new replica set \"{name}-{}\"", hash(&spec.template));
-            condition(deployment, "Progressing", true, "NewReplicaSetCreated", said)
-        }
-    };
-    let positive = |n: i32| if n > 0 { json!(n) } else { Value::Null };
-    let want = json!({
-        "observedGeneration": deployment.metadata.generation, "replicas": positive(total),
-        "updatedReplicas": positive(updated), "readyReplicas": positive(ready),
-        "availableReplicas": positive(available), "unavailableReplicas": positive((total.max(wanted) - available).max(0)),
-        "conditions": [has, goes],
-    });
-    let api = world.api::<Deployment>(&namespace);
-    let have = serde_json::to_value(&deployment.status).unwrap_or_default();
-    let same = want.as_object().into_iter().flatten().all(|(k, v)| have.get(k).unwrap_or(&Value::Null) == v);
-    if !same {
-        let patch = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({"status": want}))).await;
-        gone_is_fine(patch.map(drop))?;
     }
-    if deployment.annotations().get(REVISION) != Some(&revision.to_string()) {
-        let body = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
-        gone_is_fine(api.patch(&name, &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
-    }
-    Ok(None)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -305,12 +264,13 @@ mod tests {
             (set(6, 6), vec![], (4, vec![])),
             (set(1, 0), vec![set(4, 0)], (1, vec![3])),
         ] {
-            let got = roll(4, 1, 1, false, &new, &old);
+            let got = roll(4, &Limits { surge: 1, unavailable: 1, recreate: false }, &new, &old);
             let total = got.0 + got.1.iter().sum::<i32>();
             assert!(total <= 5, "{new:?} {old:?} {got:?}");
             assert_eq!(got, want, "{new:?} {old:?}");
         }
-        assert_eq!(roll(3, 0, 0, true, &set(0, 0), &[set(3, 3)]), (0, vec![0]));
-        assert_eq!(roll(3, 0, 0, true, &set(0, 0), &[set(0, 0)]), (3, vec![0]));
+        let recreate = Limits { surge: 0, unavailable: 0, recreate: true };
+        assert_eq!(roll(3, &recreate, &set(0, 0), &[set(3, 3)]), (0, vec![0]));
+        assert_eq!(roll(3, &recreate, &set(0, 0), &[set(0, 0)]), (3, vec![0]));
     }
 }

@@ -1,4 +1,7 @@
-//! One EndpointSlice a Service: the addresses of the pods that its selector takes.
+//! One EndpointSlice a Service: the addresses of the pods that its selector takes. [`objects`] writes the same as
+//! Endpoints.
+
+mod objects;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +26,8 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
     let queue: Arc<Queue<Key>> = Queue::new();
     let q = queue.clone();
     world.services.on_change(move |change| {
-        if let Some(service) = change.new {
+        // A Service that is gone takes its Endpoints along.
+        if let Some(service) = change.new.or(change.old) {
             q.add(key_of(service.as_ref()));
         }
     });
@@ -90,22 +94,40 @@ fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Vec<Value> {
     pods.iter().filter_map(endpoint).take(MOST).collect()
 }
 
+/// The service's name and five characters, so that no slice of somebody else is in the way; the same after a restart.
+fn slice_name(service: &str, uid: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut hash = uid
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let tail: String = std::iter::repeat_with(|| {
+        let letter = ALPHABET[(hash % ALPHABET.len() as u64) as usize];
+        hash /= ALPHABET.len() as u64;
+        char::from(letter)
+    })
+    .take(5)
+    .collect();
+    format!("{service}-{tail}")
+}
+
 async fn reconcile(world: &World, key: Key) -> Outcome {
-    let Some(service) = world.services.get(&key) else { return Ok(None) };
+    let Some(service) = world.services.get(&key) else { return objects::reconcile(world, &key, &[]).await };
     if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
     let mut pods = world.pods.select(|p| !is_terminal(p) && ip_of(p).is_some() && covers(&service, p));
     pods.sort_by_key(|p| p.name_any());
+    objects::reconcile(world, &key, &pods).await?;
+    let name = slice_name(&key.1, service.uid().as_deref().unwrap_or_default());
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": key.1, "namespace": key.0, "ownerReferences": [owned_by(service.as_ref())], "labels": {
+        "metadata": {"name": name, "namespace": key.0, "ownerReferences": [owned_by(service.as_ref())], "labels": {
             "kubernetes.io/service-name": key.1,
             "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
         "addressType": "IPv4", "endpoints": endpoints(&service, &pods), "ports": ports(&service, &pods),
     });
     let params = PatchParams::apply("endpointslice-controller").force();
-    world.api::<EndpointSlice>(&key.0).patch(&key.1, &params, &Patch::Apply(slice)).await?;
+    world.api::<EndpointSlice>(&key.0).patch(&name, &params, &Patch::Apply(slice)).await?;
     Ok(None)
 }
 

@@ -1,22 +1,33 @@
 //! Jobs: pods until enough of them succeeded, or too many failed.
+//!
+//! Each pod is kept by a finalizer until its end is in the Job's status, so that none is counted twice or missed:
+//! first its uid is written into `uncountedTerminatedPods`, then the finalizer goes, then the counter moves.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+mod plan;
+mod pods;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::{EnvVar, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 
+use self::plan::{Counts, Next, Verdict, indexes, next, ranges, verdict};
+use self::pods::{discard, ended_at, index_of, is_tracked, phase, pod_of, release};
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
-use super::workload::{BURST, Expected, create, delete, is_active, pod_from};
-use super::world::{World, controller_of, gone_is_fine, has_condition, now};
+use super::workload::{BURST, Expected, by_loss, create, delete, is_active};
+use super::world::{World, controller_of, gone_is_fine, has_condition, is_terminal, now};
 
-const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+const MANAGER: &str = "kubernetes.io/job-controller";
+/// The wait after a failed pod, doubled with each in a row. kube-controller-manager: `DefaultJobPodFailureBackOff`.
+const FIRST_BACKOFF: i64 = 10;
+const LAST_BACKOFF: i64 = 600;
 
 /// Hooks the controller to the shared watches and returns its work.
 pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use<> {
@@ -30,8 +41,11 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
     let q = queue.clone();
     world.pods.on_change(move |change| {
         for pod in change.old.into_iter().chain(change.new) {
-            if let Some(owner) = controller_of(pod.as_ref()).filter(|o| o.kind == "Job") {
-                q.add((pod.namespace().unwrap_or_default(), owner.name.clone()));
+            let owner = controller_of(pod.as_ref()).filter(|o| o.kind == "Job").map(|o| o.name.clone());
+            // One that lost its Job still has to be let go of.
+            let name = owner.or_else(|| pod.labels().get(pods::NAME).filter(|_| pods::is_tracked(pod)).cloned());
+            if let Some(name) = name {
+                q.add((pod.namespace().unwrap_or_default(), name));
             }
         }
     });
@@ -39,122 +53,172 @@ pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use
     async move {
         world.jobs.synced().await;
         world.pods.synced().await;
-        let expected = Expected::default();
-        queue.work("job", 16, |key| reconcile(&world, &expected, key)).await;
+        let memory = Memory::default();
+        queue.work("job", 16, |key| reconcile(&world, &memory, key)).await;
     }
 }
 
-/// A job in numbers.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    active: i32,
-    succeeded: i32,
-    failed: i32,
-    /// Restarts within pods, which count as failures too.
-    restarts: i32,
-    seconds: i64,
+/// What is not in any object: writes under way, and how often pods failed in a row.
+#[derive(Default)]
+struct Memory {
+    expected: Expected,
+    failures: Mutex<HashMap<String, Failures>>,
 }
 
-/// What to do next.
-#[derive(Debug, PartialEq)]
-enum Next {
-    Complete,
-    Fail(&'static str, &'static str),
-    Suspend,
-    /// Create (or, if negative, delete) this many pods.
-    Scale(i32),
+#[derive(Clone, Copy, Default)]
+struct Failures {
+    in_a_row: u32,
+    last: i64,
 }
 
-fn next(spec: &JobSpec, counts: Counts) -> Next {
-    let parallelism = spec.parallelism.unwrap_or(1);
-    if counts.failed + counts.restarts > spec.backoff_limit.unwrap_or(6) {
-        return Next::Fail("BackoffLimitExceeded", "Job has reached the specified backoff limit");
-    }
-    let done = match spec.completions {
-        Some(wanted) => counts.succeeded >= wanted,
-        None => counts.succeeded > 0 && counts.active == 0,
-    };
-    if done {
-        return Next::Complete;
-    }
-    if spec.active_deadline_seconds.is_some_and(|limit| counts.seconds >= limit) {
-        return Next::Fail("DeadlineExceeded", "Job was active longer than specified deadline");
-    }
-    if spec.suspend == Some(true) {
-        return Next::Suspend;
-    }
-    let wanted = match spec.completions {
-        Some(wanted) => parallelism.min(wanted - counts.succeeded),
-        // With a work queue, the first success ends the creation of pods.
-        None if counts.succeeded > 0 => parallelism.min(counts.active),
-        None => parallelism,
-    };
-    Next::Scale(wanted - counts.active)
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
-}
-
-fn index_of(pod: &Pod) -> Option<i32> {
-    pod.annotations().get(INDEX)?.parse().ok()
-}
-
-/// `0-2,5`, as `status.completedIndexes` writes a set.
-fn ranges(indexes: &BTreeSet<i32>) -> String {
-    let mut runs: Vec<(i32, i32)> = Vec::new();
-    for i in indexes {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == *i => *end = *i,
-            _ => runs.push((*i, *i)),
+impl Memory {
+    /// Notes ends that are new; the seconds until a pod may be created.
+    fn note(&self, job: &str, failed: &[Arc<Pod>], succeeded: bool, now: Timestamp) -> i64 {
+        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if succeeded {
+            all.remove(job);
         }
-    }
-    let runs = runs.iter().map(|(a, b)| match b - a {
-        0 => a.to_string(),
-        1 => format!("{a},{b}"),
-        _ => format!("{a}-{b}"),
-    });
-    runs.collect::<Vec<_>>().join(",")
-}
-
-fn pod_of(job: &Job, spec: &JobSpec, index: Option<i32>) -> Pod {
-    let mut pod = pod_from(job, &spec.template);
-    let uid = job.uid().unwrap_or_default();
-    let labels = pod.metadata.labels.get_or_insert_default();
-    for prefix in ["", "batch.kubernetes.io/"] {
-        labels.insert(format!("{prefix}job-name"), job.name_any());
-        labels.insert(format!("{prefix}controller-uid"), uid.clone());
-    }
-    if let Some(index) = index {
-        labels.insert(INDEX.into(), index.to_string());
-        pod.metadata.annotations.get_or_insert_default().insert(INDEX.into(), index.to_string());
-        pod.metadata.generate_name = Some(format!("{}-{index}-", job.name_any()));
-        if let Some(spec) = &mut pod.spec {
-            spec.hostname.get_or_insert_with(|| format!("{}-{index}", job.name_any()));
-            for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-                let variable =
-                    EnvVar { name: "JOB_COMPLETION_INDEX".into(), value: Some(index.to_string()), value_from: None };
-                container.env.get_or_insert_default().push(variable);
-            }
+        if !failed.is_empty() {
+            let mine = all.entry(job.into()).or_default();
+            mine.in_a_row = mine.in_a_row.saturating_add(u32::try_from(failed.len()).unwrap_or(u32::MAX));
+            let ended = failed.iter().filter_map(|p| ended_at(p)).max().unwrap_or(now).as_second();
+            mine.last = mine.last.max(ended.min(now.as_second()));
         }
+        let Some(mine) = all.get(job).filter(|mine| mine.in_a_row > 0) else { return 0 };
+        let wait = (FIRST_BACKOFF << (mine.in_a_row - 1).min(10)).min(LAST_BACKOFF);
+        (mine.last + wait - now.as_second()).max(0)
     }
-    pod
+
+    fn forget(&self, job: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
+    }
 }
 
-fn finished(job: &Job) -> Option<Timestamp> {
+/// Whether a Job ended in this way.
+pub(super) fn ended(job: &Job, kind: &str) -> bool {
+    job.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind && c.status == "True")
+}
+
+/// When a Job ended, if it has.
+pub(super) fn finished(job: &Job) -> Option<Timestamp> {
     let conditions = job.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let mut ends = conditions.filter(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True");
     ends.next().map(|c| c.last_transition_time.as_ref().map_or_else(Timestamp::now, |t| t.0))
 }
 
-async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
-    let Some(job) = world.jobs.get(&key) else { return Ok(None) };
+/// The pods' ends: those in the status already, and those to be written there.
+#[derive(Default)]
+struct Tally {
+    succeeded: i32,
+    failed: i32,
+    /// Uids that are in `uncountedTerminatedPods`, and whose pods still have the finalizer.
+    uncounted: [BTreeSet<String>; 2],
+    /// Pods to let go of once the status is written.
+    ended: Vec<Arc<Pod>>,
+    newly_failed: Vec<Arc<Pod>>,
+    newly_succeeded: bool,
+    /// Indexes that are complete.
+    done: BTreeSet<i32>,
+    fatal: Option<String>,
+}
+
+fn tally(job: &Job, spec: &JobSpec, pods: &[Arc<Pod>]) -> Tally {
+    let status = job.status.clone().unwrap_or_default();
+    let before = status.uncounted_terminated_pods.unwrap_or_default();
+    let mut tally = Tally {
+        succeeded: status.succeeded.unwrap_or_default(),
+        failed: status.failed.unwrap_or_default(),
+        done: indexes(status.completed_indexes.as_deref().unwrap_or_default()),
+        ..Tally::default()
+    };
+    let tracked: BTreeSet<String> = pods.iter().filter(|p| is_tracked(p)).filter_map(|p| p.uid()).collect();
+    let known = |uids: Option<Vec<String>>| uids.into_iter().flatten().collect::<BTreeSet<String>>();
+    let (good, bad) = (known(before.succeeded), known(before.failed));
+    let gone = |uids: &BTreeSet<String>| i32::try_from(uids.difference(&tracked).count()).unwrap_or(i32::MAX);
+    tally.succeeded += gone(&good);
+    tally.failed += gone(&bad);
+    let only_failed = spec.pod_replacement_policy.as_deref() == Some("Failed");
+    let failing = ended(job, "FailureTarget");
+    for pod in pods.iter().filter(|p| is_tracked(p)) {
+        let uid = pod.uid().unwrap_or_default();
+        let leaving = pod.metadata.deletion_timestamp.is_some();
+        if phase(pod) == "Succeeded" {
+            tally.newly_succeeded |= !good.contains(&uid);
+            tally.done.extend(index_of(pod));
+            tally.uncounted[0].insert(uid);
+        } else if phase(pod) == "Failed" || (leaving && (!only_failed || failing)) {
+            match verdict(spec, pod) {
+                Verdict::Ignore if !bad.contains(&uid) => {}
+                verdict => {
+                    if let Verdict::FailJob(why) = verdict {
+                        tally.fatal.get_or_insert(why);
+                    }
+                    if !bad.contains(&uid) {
+                        tally.newly_failed.push(pod.clone());
+                    }
+                    tally.uncounted[1].insert(uid);
+                }
+            }
+        } else {
+            continue;
+        }
+        tally.ended.push(pod.clone());
+    }
+    tally
+}
+
+/// The conditions of a Job, to which more are added.
+struct Conditions(Vec<Value>);
+
+impl Conditions {
+    fn of(job: &Job) -> Self {
+        let now = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+        Self(now.and_then(|c| serde_json::to_value(c).ok()).and_then(|v| v.as_array().cloned()).unwrap_or_default())
+    }
+
+    fn say(&mut self, kind: &str, status: &str, reason: &str, message: &str) {
+        if self.0.iter().any(|c| c["type"] == kind && c["status"] == status) {
+            return;
+        }
+        self.0.retain(|c| c["type"] != kind);
+        self.0.push(json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastProbeTime": now(), "lastTransitionTime": now()}));
+    }
+
+    fn get(&self, kind: &str) -> Option<(String, String)> {
+        let found = self.0.iter().find(|c| c["type"] == kind && c["status"] == "True")?;
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Some((text("reason"), text("message")))
+    }
+}
+
+/// What became of a Job's pods when there is no such Job any more, or soon won't be.
+async fn abandon(world: &World, key: &Key, job: Option<&Job>) -> Outcome {
+    let pods = match job.and_then(ResourceExt::uid) {
+        Some(uid) => world.pods_of(&uid),
+        None => world.pods.select(|p| {
+            p.namespace().as_deref() == Some(&key.0) && is_tracked(p) && p.labels().get(pods::NAME) == Some(&key.1)
+        }),
+    };
+    release(world, &pods).await?;
+    Ok(None)
+}
+
+async fn reconcile(world: &World, memory: &Memory, key: Key) -> Outcome {
+    let Some(job) = world.jobs.get(&key) else { return abandon(world, &key, None).await };
     let Some(spec) = &job.spec else { return Ok(None) };
-    if job.metadata.deletion_timestamp.is_some() || spec.managed_by.as_deref().is_some_and(|m| m != MANAGER) {
+    if spec.managed_by.as_deref().is_some_and(|m| m != MANAGER) {
         return Ok(None);
+    }
+    let uid = job.uid().unwrap_or_default();
+    if job.metadata.deletion_timestamp.is_some() {
+        memory.forget(&uid);
+        return abandon(world, &key, Some(&job)).await;
     }
     let api = world.api::<Job>(&key.0);
     if let Some(ended) = finished(&job) {
+        memory.forget(&uid);
+        abandon(world, &key, Some(&job)).await?;
         let Some(ttl) = spec.ttl_seconds_after_finished else { return Ok(None) };
         let left = ended.as_second() + i64::from(ttl) - Timestamp::now().as_second();
         if left > 0 {
@@ -164,92 +228,100 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
         gone_is_fine(api.delete(&key.1, &DeleteParams::foreground().preconditions(same)).await.map(drop))?;
         return Ok(None);
     }
-    let uid = job.uid().unwrap_or_default();
     let pods = world.pods_of(&uid);
-    if let Some(wait) = expected.behind(&uid, &pods) {
+    if let Some(wait) = memory.expected.behind(&uid, &pods) {
         return Ok(Some(wait));
     }
     let status = job.status.clone().unwrap_or_default();
     let indexed = spec.completion_mode.as_deref() == Some("Indexed");
-    let of = |wanted: &str| pods.iter().filter(|p| phase(p) == wanted).collect::<Vec<_>>();
-    let done: BTreeSet<i32> = of("Succeeded").iter().filter_map(|p| index_of(p)).collect();
     let counted = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-    let succeeded = if indexed { done.len() } else { of("Succeeded").len() };
+    let tally = tally(&job, spec, &pods);
     let active: Vec<_> = pods.iter().filter(|p| is_active(p)).cloned().collect();
+    let terminating = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_some() && !is_terminal(p)).count();
     let restarts = active.iter().flat_map(|p| p.status.iter().flat_map(|s| s.container_statuses.iter().flatten()));
     let begun = status.start_time.as_ref().map(|t| t.0);
+    let succeeded = tally.succeeded + counted(tally.uncounted[0].len());
     let mut counts = Counts {
         active: counted(active.len()),
-        // Pods that were counted may have been deleted since.
-        succeeded: counted(succeeded).max(status.succeeded.unwrap_or_default()),
-        failed: counted(of("Failed").len()).max(status.failed.unwrap_or_default()),
+        succeeded: if indexed { counted(tally.done.len()) } else { succeeded },
+        failed: tally.failed + counted(tally.uncounted[1].len()),
         restarts: restarts.map(|c| c.restart_count).sum(),
         seconds: begun.map_or(0, |b| Timestamp::now().as_second() - b.as_second()),
     };
-    let next = next(spec, counts);
-    let mut conditions = serde_json::to_value(&status.conditions).ok().and_then(|v| v.as_array().cloned());
-    let conditions = conditions.get_or_insert_default();
-    let mut say = |kind: &str, status: &str, reason: &str, message: &str| {
-        if conditions.iter().any(|c| c["type"] == kind && c["status"] == status) {
-            return;
-        }
-        conditions.retain(|c| c["type"] != kind);
-        conditions.push(json!({"type": kind, "status": status, "reason": reason, "message": message,
-            "lastProbeTime": now(), "lastTransitionTime": now()}));
-    };
+    let mut conditions = Conditions::of(&job);
+    let failing = conditions.get("FailureTarget").map(|(_, message)| Next::Fail("", message));
+    let met = conditions.get("SuccessCriteriaMet").map(|_| Next::Complete);
+    let fatal = tally.fatal.clone().map(|why| Next::Fail("PodFailurePolicy", why));
+    let next = failing.or(met).or(fatal).unwrap_or_else(|| next(spec, counts));
+    // Nothing may be under way when a Job is called ended.
+    let settled = active.is_empty() && terminating == 0 && tally.ended.is_empty();
     let mut completion = Value::Null;
+    let mut again = None;
+    let wait = memory.note(&uid, &tally.newly_failed, tally.newly_succeeded, Timestamp::now());
     match &next {
         Next::Complete => {
             let said = "Reached expected number of succeeded pods";
-            say("SuccessCriteriaMet", "True", "CompletionsReached", said);
-            say("Complete", "True", "CompletionsReached", said);
-            completion = now().into();
-            delete(world, active).await?;
+            conditions.say("SuccessCriteriaMet", "True", "CompletionsReached", said);
+            discard(world, active).await?;
             counts.active = 0;
-            world.event("job-controller", job.as_ref(), "Normal", "Completed", "Job completed");
+            if settled {
+                conditions.say("Complete", "True", "CompletionsReached", said);
+                completion = now().into();
+                world.event("job-controller", job.as_ref(), "Normal", "Completed", "Job completed");
+            }
         }
         Next::Fail(reason, message) => {
-            say("FailureTarget", "True", reason, message);
-            say("Failed", "True", reason, message);
+            conditions.say("FailureTarget", "True", reason, message);
+            // They have not been discarded: each counts as failed.
             delete(world, active).await?;
             counts.active = 0;
-            world.event("job-controller", job.as_ref(), "Warning", reason, message);
+            if settled && let Some((reason, message)) = conditions.get("FailureTarget") {
+                conditions.say("Failed", "True", &reason, &message);
+                world.event("job-controller", job.as_ref(), "Warning", &reason, &message);
+            }
         }
         Next::Suspend => {
-            say("Suspended", "True", "JobSuspended", "Job suspended");
-            expected.note(&uid, Vec::new(), delete(world, active).await?);
+            conditions.say("Suspended", "True", "JobSuspended", "Job suspended");
+            counts.active = 0;
+            memory.expected.note(&uid, Vec::new(), discard(world, active).await?);
         }
         Next::Scale(more) => {
-            if conditions_has(&job, "Suspended") {
-                say("Suspended", "False", "JobResumed", "Job resumed");
+            if ended(&job, "Suspended") {
+                conditions.say("Suspended", "False", "JobResumed", "Job resumed");
             }
+            let replaced = if spec.pod_replacement_policy.as_deref() == Some("Failed") { terminating } else { 0 };
+            let more = if *more > 0 { (more - counted(replaced)).max(0) } else { *more };
             let many = usize::try_from(more.unsigned_abs()).unwrap_or_default().min(BURST);
-            if *more > 0 {
-                let taken: BTreeSet<i32> = active.iter().filter_map(|p| index_of(p)).chain(done.clone()).collect();
+            if more > 0 && wait > 0 {
+                again = Some(wait.unsigned_abs());
+            } else if more > 0 {
+                let taken: BTreeSet<i32> =
+                    active.iter().filter_map(|p| index_of(p)).chain(tally.done.iter().copied()).collect();
                 let free = (0..spec.completions.unwrap_or_default()).filter(|i| !taken.contains(i));
                 let indexes: Vec<Option<i32>> =
                     if indexed { free.map(Some).take(many).collect() } else { vec![None; many] };
-                let made = indexes.into_iter().map(|i| pod_of(&job, spec, i)).collect();
-                let made = create(world, made).await?;
+                let made = create(world, indexes.into_iter().map(|i| pod_of(&job, spec, i)).collect()).await?;
                 counts.active += counted(made.len());
-                expected.note(&uid, made, Vec::new());
-            } else if *more < 0 {
+                memory.expected.note(&uid, made, Vec::new());
+            } else if more < 0 {
                 let mut surplus = active;
-                super::workload::by_loss(&mut surplus);
+                by_loss(&mut surplus);
                 surplus.truncate(many);
-                expected.note(&uid, Vec::new(), delete(world, surplus).await?);
+                counts.active -= counted(surplus.len());
+                memory.expected.note(&uid, Vec::new(), discard(world, surplus).await?);
             }
         }
     }
     let positive = |n: i32| if n > 0 { json!(n) } else { Value::Null };
     let ready = pods.iter().filter(|p| is_active(p) && has_condition(p, "Ready")).count();
+    let uids = |set: &BTreeSet<String>| if set.is_empty() { Value::Null } else { json!(set) };
     let mut want = json!({
-        "active": positive(counts.active), "succeeded": positive(counts.succeeded), "failed": positive(counts.failed),
-        "ready": ready, "conditions": conditions, "uncountedTerminatedPods": {}, "terminating":
-            pods.iter().filter(|p| p.metadata.deletion_timestamp.is_some() && !super::world::is_terminal(p)).count(),
+        "active": positive(counts.active), "succeeded": positive(tally.succeeded), "failed": positive(tally.failed),
+        "ready": ready, "conditions": conditions.0, "terminating": terminating,
+        "uncountedTerminatedPods": {"succeeded": uids(&tally.uncounted[0]), "failed": uids(&tally.uncounted[1])},
     });
-    if indexed && !done.is_empty() {
-        want["completedIndexes"] = ranges(&done).into();
+    if indexed && !tally.done.is_empty() {
+        want["completedIndexes"] = ranges(&tally.done).into();
     }
     if begun.is_none() && next != Next::Suspend {
         want["startTime"] = now().into();
@@ -257,49 +329,21 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
     if !completion.is_null() {
         want["completionTime"] = completion;
     }
-    let have = serde_json::to_value(&status).unwrap_or_default();
-    let empty = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
-    let same = |(field, v): (&String, &Value)| have.get(field) == Some(v) || (empty(v) && have.get(field).is_none());
-    if !want.as_object().into_iter().flatten().all(same) {
+    if !says(&serde_json::to_value(&status).unwrap_or_default(), &want) {
         let patch = Patch::Merge(json!({"status": want}));
         gone_is_fine(api.patch_status(&key.1, &PatchParams::default(), &patch).await.map(drop))?;
     }
+    release(world, &tally.ended).await?;
     let deadline = spec.active_deadline_seconds.map(|limit| (limit - counts.seconds).max(1).unsigned_abs());
-    Ok(deadline.map(Duration::from_secs))
+    Ok(deadline.into_iter().chain(again).min().map(Duration::from_secs))
 }
 
-const MANAGER: &str = "kubernetes.io/job-controller";
-
-fn conditions_has(job: &Job, kind: &str) -> bool {
-    job.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind && c.status == "True")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_goes_on_until_enough_succeeded_or_too_many_failed() {
-        let spec = |v: Value| {
-            let mut v = v;
-            v["template"] = json!({});
-            serde_json::from_value::<JobSpec>(v).unwrap()
-        };
-        let counts = |active, succeeded, failed| Counts { active, succeeded, failed, ..Counts::default() };
-        let limit = Next::Fail("BackoffLimitExceeded", "Job has reached the specified backoff limit");
-        for (s, c, want) in [
-            (json!({"completions": 3, "parallelism": 2}), counts(0, 0, 0), Next::Scale(2)),
-            (json!({"completions": 3, "parallelism": 2}), counts(0, 2, 0), Next::Scale(1)),
-            (json!({"completions": 3, "parallelism": 2}), counts(0, 3, 0), Next::Complete),
-            (json!({"completions": 1, "backoffLimit": 1}), counts(0, 0, 1), Next::Scale(1)),
-            (json!({"completions": 1, "backoffLimit": 1}), counts(0, 0, 2), limit),
-            (json!({"parallelism": 3}), counts(2, 1, 0), Next::Scale(0)),
-            (json!({"parallelism": 3}), counts(0, 1, 0), Next::Complete),
-            (json!({"completions": 1, "suspend": true}), counts(1, 0, 0), Next::Suspend),
-            (json!({"completions": 4, "parallelism": 1}), counts(3, 0, 0), Next::Scale(-2)),
-        ] {
-            assert_eq!(next(&spec(s.clone()), c), want, "{s} {c:?}");
-        }
-        assert_eq!(ranges(&BTreeSet::from([0, 1, 2, 5, 7, 8])), "0-2,5,7,8");
+/// Whether a status says all of this already; what is empty need not be there.
+fn says(have: &Value, want: &Value) -> bool {
+    match want {
+        Value::Null => have.is_null(),
+        Value::Array(items) if items.is_empty() => have.as_array().is_none_or(Vec::is_empty),
+        Value::Object(fields) => fields.iter().all(|(key, value)| says(have.get(key).unwrap_or(&Value::Null), value)),
+        _ => have == want,
     }
 }

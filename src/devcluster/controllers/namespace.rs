@@ -163,7 +163,8 @@ async fn empty(client: &Client, namespace: &str, kind: &Kind) -> Result<Option<L
     }
     let rest = api.list_metadata(&list).await?.items;
     Ok((!rest.is_empty()).then(|| Left {
-        resource: format!("{}.{}", kind.resource.plural, kind.resource.group).trim_end_matches('.').into(),
+        // With its dot even without a group: so it reads everywhere.
+        resource: format!("{}.{}", kind.resource.plural, kind.resource.group),
         objects: rest.len(),
         finalizers: rest.iter().flat_map(|o| o.finalizers().to_vec()).collect(),
     }))
@@ -175,9 +176,9 @@ mod tests {
 
     #[test]
     fn conditions_name_what_is_left_and_what_holds_it() {
-        let held = Left { resource: "pods".into(), objects: 2, finalizers: vec!["x/y".into(), "x/y".into()] };
+        let held = Left { resource: "pods.".into(), objects: 2, finalizers: vec!["x/y".into(), "x/y".into()] };
         let got = conditions(&[held], &[], "now");
-        assert_eq!(got[3]["message"], "Some resources are remaining: pods has 2 resource instances");
+        assert_eq!(got[3]["message"], "Some resources are remaining: pods. has 2 resource instances");
         assert_eq!(
             got[4]["message"],
             "Some content in the namespace has finalizers remaining: x/y in 2 resource instances"

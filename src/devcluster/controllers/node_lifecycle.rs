@@ -15,6 +15,8 @@ use super::world::{World, gone_is_fine, has_condition, now};
 
 /// Silence longer than this makes a node unknown. kube-controller-manager: `--node-monitor-grace-period`.
 const GRACE: Duration = Duration::from_secs(50);
+/// How long kubelets may keep Secrets and ConfigMaps; any client may come to see it on a node.
+const TTL: &str = "node.alpha.kubernetes.io/ttl";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -158,7 +160,11 @@ impl Lifecycle {
         }
         if let Some(taints) = taints(&node, &now()) {
             let taints = if taints.is_empty() { Value::Null } else { taints.into() };
-            let body = json!({"metadata": {"resourceVersion": node.resource_version()}, "spec": {"taints": taints}});
+            let mut body =
+                json!({"metadata": {"resourceVersion": node.resource_version()}, "spec": {"taints": taints}});
+            if !node.annotations().contains_key(TTL) {
+                body["metadata"]["annotations"] = json!({TTL: "0"});
+            }
             gone_is_fine(api.patch(&name, &params, &Patch::Merge(body)).await.map(drop))?;
         }
         if matches!(condition(&node, "Ready"), Some("False" | "Unknown")) {

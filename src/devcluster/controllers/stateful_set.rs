@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, Volume};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use kube::api::PostParams;
+use serde_json::json;
 
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
+use super::revision::{self, History};
 use super::workload::{Expected, create, delete, is_active, is_available, pod_from};
-use super::world::{World, controller_of, gone_is_fine, has_condition, is_terminal};
+use super::world::{World, controller_of, has_condition, is_terminal, there_is_fine};
 
 const HASH: &str = "controller-revision-hash";
+/// Where the hash is on the revisions themselves.
+const REVISION_HASH: &str = "controller.kubernetes.io/hash";
 
 /// Hooks the controller to the shared watches and returns its work.
 pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use<> {
@@ -105,7 +107,6 @@ fn plan(
 fn pod_of(set: &StatefulSet, hash: &str, ordinal: i32) -> Pod {
     let mut pod = pod_from(set, &set.spec.template);
     let name = format!("{}-{ordinal}", set.name_any());
-    pod.metadata.generate_name = None;
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(HASH.into(), hash.into());
     labels.insert("statefulset.kubernetes.io/pod-name".into(), name.clone());
@@ -113,9 +114,41 @@ fn pod_of(set: &StatefulSet, hash: &str, ordinal: i32) -> Pod {
     if let Some(spec) = &mut pod.spec {
         spec.hostname = Some(name.clone());
         spec.subdomain = set.spec.service_name.clone();
+        let volumes = spec.volumes.get_or_insert_default();
+        for claim in claims(set, ordinal) {
+            let volume = claim.name_any().trim_end_matches(&format!("-{name}")).to_owned();
+            volumes.retain(|v| v.name != volume);
+            volumes.push(Volume {
+                name: volume,
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.name_any(),
+                    read_only: None,
+                }),
+                ..Volume::default()
+            });
+        }
+        if volumes.is_empty() {
+            spec.volumes = None;
+        }
     }
     pod.metadata.name = Some(name);
     pod
+}
+
+/// The claims of a member: one for each template, named after both.
+fn claims(set: &StatefulSet, ordinal: i32) -> Vec<PersistentVolumeClaim> {
+    let templates = set.spec.volume_claim_templates.iter().flatten();
+    templates
+        .map(|template| {
+            let mut claim = template.clone();
+            claim.metadata.name = Some(format!("{}-{}-{ordinal}", template.name_any(), set.name_any()));
+            claim.metadata.namespace = set.namespace();
+            let selected = set.spec.selector.match_labels.clone().unwrap_or_default();
+            claim.metadata.labels.get_or_insert_default().extend(selected);
+            claim.status = None;
+            claim
+        })
+        .collect()
 }
 
 async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
@@ -128,8 +161,16 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
     if let Some(wait) = expected.behind(&uid, &pods) {
         return Ok(Some(wait));
     }
-    let digest = Sha256::digest(serde_json::to_vec(&set.spec.template).unwrap_or_default());
-    let hash = format!("{}-{}", key.1, digest.iter().take(5).map(|b| format!("{b:02x}")).collect::<String>());
+    let bare =
+        |p: &Arc<Pod>| p.labels().get(HASH).and_then(|h| h.strip_prefix(&format!("{}-", key.1))).map(String::from);
+    let history = History {
+        template: &set.spec.template,
+        label: REVISION_HASH,
+        annotations: None,
+        keep: usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or_default(),
+        used: pods.iter().filter_map(bare).collect(),
+    };
+    let hash = format!("{}-{}", key.1, revision::sync(world, set.as_ref(), history).await?);
     let (now, min_ready) = (Timestamp::now(), set.spec.min_ready_seconds.unwrap_or_default());
     let mut by_ordinal: BTreeMap<i32, Arc<Pod>> = BTreeMap::new();
     for pod in &pods {
@@ -158,12 +199,17 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
     let (make, lose) = plan(start..start + wanted, parallel, rolls.then_some(start + partition), &have);
     if !make.is_empty() || !lose.is_empty() {
         let gone = delete(world, lose.iter().filter_map(|o| by_ordinal.get(o).cloned()).collect()).await?;
+        let api = world.api::<PersistentVolumeClaim>(&key.0);
+        for claim in make.iter().flat_map(|ordinal| claims(&set, *ordinal)) {
+            there_is_fine(api.create(&PostParams::default(), &claim).await.map(drop))?;
+        }
         let made = create(world, make.into_iter().map(|o| pod_of(&set, &hash, o)).collect()).await?;
         expected.note(&uid, made, gone);
     }
     let count = |wanted: &dyn Fn(&Pod) -> bool| pods.iter().filter(|p| is_active(p) && wanted(p)).count();
     let updated = count(&fresh);
-    let rolled = updated == usize::try_from(wanted).unwrap_or_default();
+    let whole = usize::try_from(wanted).unwrap_or_default();
+    let rolled = updated == whole && count(&|p| has_condition(p, "Ready")) == whole;
     let status = set.status.clone().unwrap_or_default();
     let current = match status.current_revision.filter(|_| !rolled) {
         Some(revision) => revision,
@@ -173,15 +219,9 @@ async fn reconcile(world: &World, expected: &Expected, key: Key) -> Outcome {
         "replicas": count(&|_| true), "readyReplicas": count(&|p| has_condition(p, "Ready")),
         "availableReplicas": count(&|p| is_available(p, min_ready, now)),
         "currentReplicas": count(&|p| p.labels().get(HASH) == Some(&current)), "updatedReplicas": updated,
-        "currentRevision": current, "updateRevision": hash, "observedGeneration": set.metadata.generation,
+        "currentRevision": current, "updateRevision": hash, "collisionCount": 0, "observedGeneration": set.metadata.generation,
     });
-    let have = serde_json::to_value(&set.status).unwrap_or_default();
-    let same = |(field, v): (&String, &Value)| have.get(field).unwrap_or(&json!(0)) == v;
-    if have.is_null() || !want.as_object().into_iter().flatten().all(same) {
-        let patch = Patch::Merge(json!({"status": want}));
-        let api = world.api::<StatefulSet>(&key.0);
-        gone_is_fine(api.patch_status(&key.1, &PatchParams::default(), &patch).await.map(drop))?;
-    }
+    world.write_status::<StatefulSet>(&key, &set.status, want).await?;
     Ok(None)
 }
 

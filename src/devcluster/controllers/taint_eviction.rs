@@ -76,7 +76,7 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
         Some(left) if !left.is_zero() => Ok(Some(left)),
         Some(_) => {
             if !is_terminal(&pod) {
-                let condition = json!({"type": "DisruptionTarget", "status": "True",
+                let condition = json!({"type": "DisruptionTarget", "status": "True", "observedGeneration": pod.metadata.generation,
                     "reason": "DeletionByTaintManager",
                     "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": now()});
                 world.patch_pod_status(&pod, json!({"conditions": [condition]})).await?;

@@ -146,6 +146,15 @@ pub(crate) fn by_loss(pods: &mut [std::sync::Arc<Pod>]) {
     });
 }
 
+/// A short name for a pod template: a 32-bit FNV-1a hash of it, its digits spelt with letters that make no words.
+/// kube-controller-manager: `ComputeHash` and `SafeEncodeString`.
+pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
+    let mut bytes = serde_json::to_vec(template).unwrap_or_default();
+    bytes.extend(collisions.into_iter().flat_map(i32::to_le_bytes));
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, b| (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193));
+    hash.to_string().bytes().map(|b| char::from(b"bcdfghjklmnpqrstvwxz2456789"[usize::from(b) % 27])).collect()
+}
+
 /// A count or a share of `total`, the share rounded as asked.
 pub(crate) fn share(value: Option<&IntOrString>, default: IntOrString, total: i32, up: bool) -> i32 {
     match value.unwrap_or(&default) {

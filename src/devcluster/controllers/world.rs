@@ -1,6 +1,7 @@
 //! What all controllers share: the client, one informer a kind, and the event recorder.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
@@ -9,11 +10,13 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -46,7 +49,10 @@ pub(crate) struct World {
     pub(crate) deployments: Arc<Informer<Deployment>>,
     pub(crate) daemon_sets: Arc<Informer<DaemonSet>>,
     pub(crate) stateful_sets: Arc<Informer<StatefulSet>>,
+    pub(crate) revisions: Arc<Informer<ControllerRevision>>,
     pub(crate) jobs: Arc<Informer<Job>>,
+    pub(crate) cron_jobs: Arc<Informer<CronJob>>,
+    pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
     pub(crate) services: Arc<Informer<Service>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
     pub(crate) signing_requests: Arc<Informer<CertificateSigningRequest>>,
@@ -72,7 +78,10 @@ impl World {
             deployments: Informer::new(),
             daemon_sets: Informer::new(),
             stateful_sets: Informer::new(),
+            revisions: Informer::new(),
             jobs: Informer::new(),
+            cron_jobs: Informer::new(),
+            claims: Informer::new(),
             services: Informer::new(),
             budgets: Informer::new(),
             signing_requests: Informer::new(),
@@ -102,7 +111,10 @@ impl World {
         let (old, new) = (change.old.map(Arc::as_ref), change.new.map(Arc::as_ref));
         let node = |pod: Option<&Pod>| pod.and_then(node_of).map(String::from);
         reindex(&self.pods_on, &key, node(old), node(new));
-        let owner = |pod: Option<&Pod>| pod.and_then(controller_of).map(|o| o.uid.clone());
+        let owner = |pod: Option<&Pod>| {
+            let pod = pod?;
+            Some(controller_of(pod).map_or_else(|| orphans(&key.0), |o| o.uid.clone()))
+        };
         reindex(&self.pods_of, &key, owner(old), owner(new));
     }
 
@@ -121,13 +133,19 @@ impl World {
         keys.iter().filter_map(|k| self.pods.get(k)).collect()
     }
 
+    /// The pods of a namespace that nobody controls.
+    pub(crate) fn orphans(&self, namespace: &str) -> Vec<Arc<Pod>> {
+        self.pods_of(&orphans(namespace))
+    }
+
     /// The watches; each ends only when dropped.
-    pub(crate) fn watches(&self) -> Vec<Task> {
-        fn watch<K>(client: &Client, informer: &Arc<Informer<K>>, config: watcher::Config) -> Task
+    pub(crate) fn watches(&self) -> Vec<super::Start> {
+        fn watch<K>(client: &Client, informer: &Arc<Informer<K>>, config: watcher::Config) -> super::Start
         where
             K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
         {
-            Box::pin(informer.clone().run(Api::all(client.clone()), config))
+            let (client, informer) = (client.clone(), informer.clone());
+            Box::new(move || Box::pin(informer.clone().run(Api::all(client.clone()), config.clone())))
         }
         let (c, all) = (&self.client, watcher::Config::default);
         vec![
@@ -141,7 +159,10 @@ impl World {
             watch(c, &self.deployments, all()),
             watch(c, &self.daemon_sets, all()),
             watch(c, &self.stateful_sets, all()),
+            watch(c, &self.revisions, all()),
             watch(c, &self.jobs, all()),
+            watch(c, &self.cron_jobs, all()),
+            watch(c, &self.claims, all()),
             watch(c, &self.services, all()),
             watch(c, &self.budgets, all()),
             watch(c, &self.signing_requests, all()),
@@ -170,10 +191,31 @@ impl World {
     /// Merges into a pod's status by the strategic rules, conditions by their type.
     pub(crate) async fn patch_pod_status(&self, pod: &Pod, status: Value) -> Result<(), kube::Error> {
         let api: Api<Pod> = self.api(&pod.namespace().unwrap_or_default());
-        let body = json!({"metadata": {"uid": pod.uid()}, "status": status});
+        let mut body = json!({"metadata": {"uid": pod.uid()}, "status": status});
+        // New conditions follow those that are there.
+        let there: Vec<&str> =
+            pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.type_.as_str()).collect();
+        let given = body["status"]["conditions"].as_array().into_iter().flatten();
+        let new = given.filter(|c| !there.iter().any(|t| c["type"] == *t)).map(|c| c["type"].clone());
+        let order: Vec<Value> = there.iter().map(|t| json!(t)).chain(new).map(|t| json!({"type": t})).collect();
+        body["status"]["$setElementOrder/conditions"] = order.into();
         gone_is_fine(
             api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(body)).await.map(drop),
         )
+    }
+
+    /// Merges into an object's status what differs from the one it has. A number that is not there is zero.
+    pub(crate) async fn write_status<K>(&self, key: &Key, have: &impl Serialize, want: Value) -> Result<(), kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let have = serde_json::to_value(have).unwrap_or_default();
+        let same = |(field, v): (&String, &Value)| have.get(field).unwrap_or(&json!(0)) == v;
+        if !have.is_null() && want.as_object().into_iter().flatten().all(same) {
+            return Ok(());
+        }
+        let patch = Patch::Merge(json!({"status": want}));
+        gone_is_fine(self.api::<K>(&key.0).patch_status(&key.1, &PatchParams::default(), &patch).await.map(drop))
     }
 
     /// Records an event about an object, best effort.
@@ -182,16 +224,40 @@ impl World {
         K: Resource<DynamicType = ()> + Serialize,
     {
         let now = Timestamp::now();
-        let meta = about.meta();
-        let namespace = meta.namespace.clone().unwrap_or_else(|| "default".into());
-        let name = format!("{}.{:x}", about.name_any(), now.as_nanosecond());
         let event = json!({
-            "metadata": {"name": name, "namespace": namespace},
-            "involvedObject": {"apiVersion": K::api_version(&()), "kind": K::kind(&()), "namespace": meta.namespace,
-                "name": meta.name, "uid": meta.uid, "resourceVersion": meta.resource_version},
             "type": kind, "reason": reason, "message": message, "count": 1,
             "source": {"component": by}, "reportingComponent": by, "reportingInstance": "",
             "firstTimestamp": now.to_string(), "lastTimestamp": now.to_string(),
+        });
+        self.post(about, now, event);
+    }
+
+    /// Records an event in the newer form, which says what was done and when, but not how often.
+    pub(crate) fn event_of<K>(&self, by: &str, about: &K, kind: &str, action: &str, reason: &str, message: &str)
+    where
+        K: Resource<DynamicType = ()> + Serialize,
+    {
+        let now = Timestamp::now();
+        let event = json!({
+            "type": kind, "reason": reason, "message": message, "action": action,
+            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+            "reportingComponent": by, "reportingInstance": format!("{by}-vnode-dev"),
+        });
+        self.post(about, now, event);
+    }
+
+    /// Has an event about an object posted.
+    fn post<K>(&self, about: &K, now: Timestamp, mut event: Value)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let meta = about.meta();
+        let namespace = meta.namespace.as_deref().unwrap_or("default");
+        let name = format!("{}.{:x}", about.name_any(), now.as_nanosecond());
+        event["metadata"] = json!({"name": name, "namespace": namespace});
+        event["involvedObject"] = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "namespace": meta.namespace,
+            "name": meta.name, "uid": meta.uid, "resourceVersion": meta.resource_version,
         });
         if let Ok(event) = serde_json::from_value(event) {
             // A full channel drops the event, as said at EVENTS.
@@ -215,6 +281,11 @@ impl World {
             })
             .await;
     }
+}
+
+/// What stands for the owner of those without one; no uid looks like it.
+fn orphans(namespace: &str) -> String {
+    format!("orphans of {namespace}")
 }
 
 fn reindex(

@@ -320,6 +320,7 @@ fn kind(row: &Row) -> Kind {
         status: row.status,
         scale: None,
         columns: None,
+        deprecation: None,
         custom: false,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{ALL_VERBS, Kind, ScalePaths, Subresource, common_fields};
+use super::{CUSTOM_VERBS, Kind, ScalePaths, Subresource, common_fields};
 use crate::schema::Schema;
 use crate::store::{Field, ResourceId};
 
@@ -47,12 +47,12 @@ fn kind(spec: &Value, version: &Value, storage: &str) -> Option<Kind> {
         status_replicas: text(&scale["statusReplicasPath"]).into(),
         selector: scale["labelSelectorPath"].as_str().map(Into::into),
     });
-    if scale.is_some() {
-        subresources.push(subresource("scale", "autoscaling", "v1", "Scale"));
-    }
     let status = subs.get("status").is_some_and(Value::is_object);
     if status {
         subresources.push(subresource("status", group, name, kind));
+    }
+    if scale.is_some() {
+        subresources.push(subresource("scale", "autoscaling", "v1", "Scale"));
     }
     let mut fields = common_fields(namespaced);
     for path in version["selectableFields"].as_array().into_iter().flatten() {
@@ -74,7 +74,7 @@ fn kind(spec: &Value, version: &Value, storage: &str) -> Option<Kind> {
         short_names: texts(&names["shortNames"]),
         categories: texts(&names["categories"]),
         namespaced,
-        verbs: ALL_VERBS,
+        verbs: CUSTOM_VERBS,
         subresources,
         definition: format!("{}.{name}.{kind}", reversed.join(".")).into(),
         schema: Some(schema),
@@ -85,6 +85,10 @@ fn kind(spec: &Value, version: &Value, storage: &str) -> Option<Kind> {
         status,
         scale,
         columns: Some(Arc::from(columns)),
+        deprecation: (version["deprecated"] == true).then(|| match text(&version["deprecationWarning"]) {
+            "" => format!("{group}/{name} {kind} is deprecated").into(),
+            said => said.into(),
+        }),
         custom: true,
     })
 }

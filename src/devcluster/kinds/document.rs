@@ -11,10 +11,12 @@ fn acted_on(kind: &Kind) -> &'static str {
         ("", "nodes") => "node lifecycle, scheduler",
         ("", "pods") => "scheduler, taint eviction, pod garbage collection; run by the node",
         ("", "bindings") => "places a pod",
-        ("", "services") => "addresses and EndpointSlices",
+        ("", "services") => "addresses, EndpointSlices and Endpoints",
         ("", "serviceaccounts") => "tokens; `default` in every namespace",
         ("", "configmaps" | "secrets" | "events") | ("events.k8s.io", "events") => "needs nothing",
-        ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets") | ("batch", "jobs") => "its controller",
+        ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets") | ("batch", "jobs" | "cronjobs") => {
+            "its controller"
+        }
         ("apps", "controllerrevisions") => "kept by its owners",
         ("apiextensions.k8s.io", _) => "its kinds are served",
         ("authentication.k8s.io" | "authorization.k8s.io", _) => "answered at once",
@@ -22,7 +24,7 @@ fn acted_on(kind: &Kind) -> &'static str {
             "signed once approved: `kube-apiserver-client`, `kube-apiserver-client-kubelet`, `kubelet-serving`"
         }
         ("coordination.k8s.io", _) => "node lifecycle",
-        ("discovery.k8s.io", _) => "written for Services",
+        ("", "endpoints") | ("discovery.k8s.io", _) => "written for Services",
         ("metrics.k8s.io", _) => "read from the nodes when asked for",
         ("policy", _) => "honoured by evictions",
         ("rbac.authorization.k8s.io", _) => "enforced",

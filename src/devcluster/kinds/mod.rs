@@ -19,6 +19,9 @@ use crate::store::{Field, ResourceId};
 pub(crate) const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// The same in the order in which discovery tells those of custom kinds.
+const CUSTOM_VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
 /// A subresource and the kind that it speaks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Subresource {
@@ -66,6 +69,8 @@ pub(crate) struct Kind {
     pub(crate) scale: Option<ScalePaths>,
     /// Printer columns of a custom kind.
     pub(crate) columns: Option<Arc<[Value]>>,
+    /// What its users are warned of, when this version is on its way out.
+    pub(crate) deprecation: Option<Box<str>>,
     pub(crate) custom: bool,
 }
 
@@ -84,6 +89,32 @@ impl Kind {
 
     pub(crate) fn stored_as_served(&self) -> bool {
         *self.storage_version == *self.api_version()
+    }
+
+    /// An update must say which version it changes. apiserver: `AllowUnconditionalUpdate`.
+    pub(crate) fn needs_revision(&self) -> bool {
+        self.custom
+            || matches!(
+                (&*self.group, &*self.plural),
+                ("coordination.k8s.io", "leases")
+                    | ("policy", "poddisruptionbudgets")
+                    | ("node.k8s.io", "runtimeclasses")
+                    | ("storage.k8s.io", "csidrivers" | "csinodes" | "volumeattachments")
+                    | ("apiextensions.k8s.io", "customresourcedefinitions")
+                    | ("apiregistration.k8s.io", "apiservices")
+            )
+    }
+
+    /// An update of what is not there creates it. apiserver: `AllowCreateOnUpdate`.
+    pub(crate) fn creates_on_update(&self) -> bool {
+        matches!(
+            (&*self.group, &*self.plural),
+            ("", "endpoints" | "events" | "limitranges" | "services")
+                | ("events.k8s.io", "events")
+                | ("coordination.k8s.io", "leases")
+                | ("node.k8s.io", "runtimeclasses")
+                | ("rbac.authorization.k8s.io", _)
+        )
     }
 
     /// Only requests can be made of it; nothing is stored.

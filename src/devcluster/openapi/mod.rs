@@ -7,11 +7,14 @@ use sha2::{Digest, Sha256};
 
 use crate::schema::{Schema, sources};
 
+mod enums;
 pub(crate) mod protobuf;
 #[cfg(test)]
 mod tests;
 
 const VERSION: &str = "v1.36.0";
+/// Where version 2 keeps its definitions.
+const V2: &str = "#/definitions/";
 const DEFS: &str = "#/$defs/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
@@ -44,7 +47,7 @@ impl KindInfo {
 /// The OpenAPI v2 document of all kinds.
 pub(crate) fn v2(kinds: &[KindInfo]) -> Value {
     json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION},
-        "paths": paths(kinds, "#/definitions/", true), "definitions": schemas(kinds, "#/definitions/")})
+        "paths": paths(kinds, V2, true), "definitions": schemas(kinds, V2)})
 }
 
 /// The list of OpenAPI v3 documents, one a group version. Their addresses change when their content does.
@@ -87,6 +90,9 @@ fn schemas(kinds: &[KindInfo], place: &str) -> Value {
             schema["properties"]["metadata"] = json!({"$ref": format!("{DEFS}{META}")});
         }
         collect(&schema, &mut wanted);
+        if place != V2 {
+            enums::add(&kind.definition, &mut schema);
+        }
         refer(&mut schema, place);
         let entry = out.entry(kind.definition.clone()).or_insert(schema);
         match &mut entry["x-kubernetes-group-version-kind"] {
@@ -101,6 +107,9 @@ fn schemas(kinds: &[KindInfo], place: &str) -> Value {
         let Some(source) = known.get(name.as_str()) else { continue };
         collect(source, &mut wanted);
         let mut schema = (*source).clone();
+        if place != V2 {
+            enums::add(&name, &mut schema);
+        }
         refer(&mut schema, place);
         out.insert(name, schema);
     }
@@ -127,7 +136,7 @@ fn refer(schema: &mut Value, place: &str) {
             fields.values_mut().for_each(|value| refer(value, place));
             let name = fields.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(DEFS));
             let Some(target) = name.map(|name| format!("{place}{name}")) else { return };
-            if fields.len() == 1 || place == "#/definitions/" {
+            if fields.len() == 1 || place == V2 {
                 fields.insert("$ref".into(), target.into());
             } else {
                 fields.remove("$ref");

@@ -2,11 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use crate::schema::{Schema, Strategy};
+use crate::schema::{Schema, Strategy, printed};
 use crate::status::{ApiError, Result};
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
+const RETAIN_FAULT: &str = "invalid patch format of retainKeys";
 const ORDER: &str = "$setElementOrder/";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 
@@ -31,7 +32,8 @@ fn object(
             return Ok(Some(fields.map(|(key, value)| (key.clone(), value.clone())).collect()));
         }
         Some("delete") => return Ok(None),
-        Some(other) => return Err(ApiError::bad_request(format!("unknown patch directive {other:?} found in map"))),
+        // Nobody knows what it would mean, and the API server does not ask.
+        Some(_) => return Ok(Some(current.clone())),
     }
     // What the patch says something about is made below; copying it here as well would double the work at each level.
     let directed = patch.keys().any(|key| is_directive(key));
@@ -39,11 +41,11 @@ fn object(
     let mut result: Map<String, Value> = untouched.map(|(key, value)| (key.clone(), value.clone())).collect();
     if let Some(keys) = patch.get(RETAIN_KEYS) {
         let Value::Array(keys) = keys else {
-            return Err(ApiError::bad_request("invalid patch: $retainKeys must be a list"));
+            return Err(ApiError::bad_request(RETAIN_FAULT));
         };
         for key in patch.keys().filter(|k| !k.starts_with('$') && !patch[*k].is_null()) {
             if !keys.iter().any(|kept| kept == key.as_str()) {
-                return Err(ApiError::bad_request("invalid patch: $retainKeys must name every key of the patch"));
+                return Err(ApiError::bad_request(RETAIN_FAULT));
             }
         }
         result.retain(|key, _| keys.iter().any(|kept| kept == key.as_str()));
@@ -79,10 +81,10 @@ fn object(
         }
     }
     for (key, order) in patch {
-        if let Some(field) = key.strip_prefix(ORDER)
-            && let (Some(Value::Array(list)), Value::Array(order)) = (result.get_mut(field), order)
-        {
-            let by = schema.and_then(|s| s.field(field)).map(Schema::strategy);
+        let Some(field) = key.strip_prefix(ORDER) else { continue };
+        let by = schema.and_then(|s| s.field(field)).map(Schema::strategy);
+        check_order(patch.get(field), order, by)?;
+        if let (Some(Value::Array(list)), Value::Array(order)) = (result.get_mut(field), order) {
             sort(list, order, by);
         }
     }
@@ -110,7 +112,8 @@ fn list(current: &[Value], patch: &[Value], schema: Option<&Schema>) -> Result<V
                 let kept = patch.iter().filter(|item| !(item.get(&**key).is_none() && replaces(item)));
                 return Ok(kept.cloned().collect());
             }
-            by_key(current, patch, key, schema.and_then(Schema::items))
+            let merged = by_key(current, patch, key, schema.and_then(Schema::items))?;
+            Ok(interleave(merged, current, patch, key))
         }
         Some(Strategy::Replace) | None => Ok(patch.iter().filter(|item| !replaces(item)).cloned().collect()),
     }
@@ -120,10 +123,11 @@ fn by_key(current: &[Value], patch: &[Value], key: &str, schema: Option<&Schema>
     let mut result = current.to_vec();
     for item in patch {
         let Value::Object(fields) = item else {
-            return Err(ApiError::bad_request("invalid patch: an object was expected in a list that is merged by key"));
+            return Err(ApiError::new(500, "", "list element types are not identical"));
         };
         let Some(id) = fields.get(key) else {
-            return Err(ApiError::bad_request(format!("map: {item} does not contain declared merge key: {key}")));
+            let message = format!("map: {} does not contain declared merge key: {key}", printed(item));
+            return Err(ApiError::new(500, "", message));
         };
         if fields.get(DIRECTIVE).is_some_and(|d| d == "delete") {
             result.retain(|other| other.get(key) != Some(id));
@@ -139,6 +143,46 @@ fn by_key(current: &[Value], patch: &[Value], key: &str, schema: Option<&Schema>
         }
     }
     Ok(result)
+}
+
+/// Puts items of the patch before those of the server alone, unless the server had both the other way round.
+/// apimachinery: `normalizeElementOrder`.
+fn interleave(merged: Vec<Value>, current: &[Value], patch: &[Value], key: &str) -> Vec<Value> {
+    let place = |list: &[Value], item: &Value| list.iter().position(|other| other.get(key) == item.get(key));
+    let (mut named, rest): (Vec<_>, Vec<_>) = merged.into_iter().partition(|item| place(patch, item).is_some());
+    named.sort_by_key(|item| place(patch, item));
+    let (mut named, mut rest) = (named.into_iter().peekable(), rest.into_iter().peekable());
+    let mut all = Vec::with_capacity(current.len() + patch.len());
+    loop {
+        let server_first = match (named.peek(), rest.peek()) {
+            (None, None) => return all,
+            (None, Some(_)) => true,
+            (Some(_), None) => false,
+            (Some(named), Some(rest)) => place(current, named).is_some_and(|at| place(current, rest) < Some(at)),
+        };
+        all.extend(if server_first { rest.next() } else { named.next() });
+    }
+}
+
+/// Refuses a list whose items are not in the order that comes with it. apimachinery: `validatePatchWithSetOrderList`.
+fn check_order(patch: Option<&Value>, order: &Value, by: Option<&Strategy>) -> Result<()> {
+    let (Some(list @ Value::Array(items)), Value::Array(named)) = (patch, order) else { return Ok(()) };
+    let same = |item: &Value, name: &Value| match by {
+        Some(Strategy::MergeBy(key)) => item.get(&**key) == name.get(&**key),
+        _ => item == name,
+    };
+    let mut rest = named.iter();
+    // What is deleted is in no order.
+    let mut ordered = items.iter().filter(|item| item.get(DIRECTIVE).is_none());
+    if ordered.all(|item| rest.any(|name| same(item, name))) {
+        return Ok(());
+    }
+    let message = format!(
+        "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+        printed(list),
+        printed(order)
+    );
+    Err(ApiError::new(500, "", message))
 }
 
 /// Puts the items that `order` names in its order; every other stays behind the one it followed.

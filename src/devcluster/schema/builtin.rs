@@ -73,6 +73,13 @@ pub(crate) fn builtin(definition: &str) -> Option<Schema> {
     definitions().names.get(definition).map(|index| Schema(Link::Definition(*index)))
 }
 
+/// What a field of a built-in definition says of itself.
+pub(crate) fn describe(definition: &str, field: &str) -> Option<&'static str> {
+    let all = definitions();
+    let node = &all.nodes[*all.names.get(definition)?];
+    node.source["properties"][field]["description"].as_str()
+}
+
 /// The built-in definitions by name, as JSON schemas that refer to each other below `#/$defs/`.
 pub(crate) fn sources() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let all = definitions();

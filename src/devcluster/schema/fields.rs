@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Schema, Type};
+use crate::server::http::said;
 
 /// Where a walk is; becomes text only when there is something to tell.
 enum Path<'a> {
@@ -114,10 +115,7 @@ impl Schema {
                 }
                 fields.retain(|name, value| {
                     !value.is_null()
-                        || node
-                            .fields
-                            .get(name.as_str())
-                            .is_none_or(|s| s.node().nullable || !s.node().custom || s.node().default.is_none())
+                        || node.fields.get(name.as_str()).is_none_or(|s| s.node().nullable || !s.node().custom)
                 });
             }
             Value::Array(items) => {
@@ -131,80 +129,116 @@ impl Schema {
     /// What decoding `value` as the built-in type would stumble over. What `old` has at the same place is not looked at
     /// again.
     pub(crate) fn check_types(&self, value: &Value, old: Option<&Value>) -> Result<(), String> {
-        self.check(value, old, &Path::Root)
+        self.check(value, old, &Path::Root, &self.node().name)
     }
 
-    fn check(&self, value: &Value, old: Option<&Value>, path: &Path<'_>) -> Result<(), String> {
+    /// `owner` is the Go type that has the field; a map's values are at the map's place.
+    fn check(&self, value: &Value, old: Option<&Value>, path: &Path<'_>, owner: &str) -> Result<(), String> {
         let node = self.node();
-        let wanted = match (node.kind, value) {
-            (_, Value::Null) | (Type::Any, _) => return Ok(()),
+        let number = |number: &serde_json::Number| Err(mismatch(&format!("number {number}"), owner, path, self));
+        match (node.kind, value) {
+            (_, Value::Null) | (Type::Any, _) => Ok(()),
             (Type::Object, Value::Object(fields)) => {
                 for (name, value) in fields {
                     let old = old.and_then(|old| old.get(name));
-                    if let Some(schema) = self.field(name).filter(|_| old != Some(value)) {
-                        schema.check(value, old, &Path::Field(path, name))?;
+                    let Some(schema) = self.field(name).filter(|_| old != Some(value)) else { continue };
+                    match node.fields.contains_key(name.as_str()) {
+                        true => schema.check(value, old, &Path::Field(path, name), &node.name)?,
+                        false => schema.check(value, old, path, owner)?,
                     }
                 }
-                return Ok(());
+                Ok(())
             }
             (Type::Array, Value::Array(items)) => {
                 let Some(schema) = &node.items else { return Ok(()) };
-                return items.iter().enumerate().try_for_each(|(i, item)| match old.and_then(|old| old.get(i)) {
+                items.iter().enumerate().try_for_each(|(i, item)| match old.and_then(|old| old.get(i)) {
                     Some(old) if old == item => Ok(()),
-                    old => schema.check(item, old, path),
-                });
+                    old => schema.check(item, old, path, owner),
+                })
             }
-            (Type::String, Value::String(text)) => return check_text(&node.format, text, path),
-            (Type::Integer, Value::Number(number)) => {
-                let fits = match &*node.format {
-                    "int32" => number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
-                    _ => number.is_i64() || number.is_u64(),
-                };
-                if fits {
-                    return Ok(());
-                }
-                "an integer in range"
+            (Type::String, Value::String(text)) | (Type::IntOrString, Value::String(text)) => {
+                check_text(&node.format, text)
             }
-            (Type::Number, Value::Number(_)) | (Type::Boolean, Value::Bool(_)) => return Ok(()),
-            (Type::IntOrString, Value::String(text)) => return check_text(&node.format, text, path),
-            (Type::IntOrString, Value::Number(_)) => return Ok(()),
-            (Type::Object, _) => "an object",
-            (Type::Array, _) => "a list",
-            (Type::String, _) => "a string",
-            (Type::Integer, _) => "an integer",
-            (Type::Number, _) => "a number",
-            (Type::Boolean, _) => "a boolean",
-            (Type::IntOrString, _) => "an integer or a string",
-        };
-        Err(format!("json: cannot unmarshal {} into field {path} that takes {wanted}", said(value)))
+            (Type::Integer, Value::Number(given)) => match &*node.format {
+                "int32" if given.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => Ok(()),
+                "int32" => number(given),
+                _ if given.is_i64() || given.is_u64() => Ok(()),
+                _ => number(given),
+            },
+            (Type::Number, Value::Number(_)) | (Type::Boolean, Value::Bool(_)) => Ok(()),
+            (Type::IntOrString, Value::Number(_)) => Ok(()),
+            (Type::String, Value::Number(_)) if &*node.format == "quantity" => Ok(()),
+            (_, other) => Err(mismatch(said(other), owner, path, self)),
+        }
+    }
+
+    /// The Go type of a value.
+    fn go_type(&self) -> String {
+        let node = self.node();
+        match node.kind {
+            Type::Object => match (&node.additional, &*node.name) {
+                (Some(values), _) => format!("map[string]{}", values.go_type()),
+                (None, "") => "map[string]interface {}".into(),
+                (None, name) => format!("v1.{name}"),
+            },
+            Type::Array => format!("[]{}", node.items.as_ref().map(Self::go_type).unwrap_or_default()),
+            Type::String if &*node.format == "byte" => "[]uint8".into(),
+            Type::Integer => if node.format.is_empty() { "int64" } else { &node.format }.into(),
+            Type::Number => "float64".into(),
+            Type::Boolean => "bool".into(),
+            Type::IntOrString => "intstr.IntOrString".into(),
+            Type::String | Type::Any => "string".into(),
+        }
     }
 }
 
-fn check_text(format: &str, text: &str, path: &Path<'_>) -> Result<(), String> {
+fn mismatch(given: &str, owner: &str, path: &Path<'_>, schema: &Schema) -> String {
+    format!("json: cannot unmarshal {given} into Go struct field {owner}.{path} of type {}", schema.go_type())
+}
+
+/// Times that are kept to the microsecond are written so, with all six digits.
+fn micro_time(text: &str) -> Result<(), String> {
+    let told = |rest: &str, wanted: &str| {
+        Err(format!(
+            "parsing time {text:?} as \"2006-01-02T15:04:05.000000Z07:00\": cannot parse {rest:?} as {wanted:?}"
+        ))
+    };
+    let Some((seconds, rest)) = text.split_at_checked("2006-01-02T15:04:05".len()) else { return told(text, "2006") };
+    if format!("{seconds}Z").parse::<jiff::Timestamp>().is_err() {
+        return told(text, "2006");
+    }
+    let digits = rest.strip_prefix('.').map_or(0, |rest| rest.bytes().take_while(u8::is_ascii_digit).count());
+    match digits {
+        0..6 => told(rest, ".000000"),
+        6 if text.parse::<jiff::Timestamp>().is_ok() => Ok(()),
+        _ => told(&rest[7..], "Z07:00"),
+    }
+}
+
+fn check_text(format: &str, text: &str) -> Result<(), String> {
     use base64::Engine;
     if format == "quantity" && kube_quantity::ParsedQuantity::try_from(text).is_err() {
-        // The API server's own words; they name no field.
+        // The API server's own words; like those that follow, they name no field.
         return Err("quantities must match the regular expression \
              '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
             .into());
     }
-    let fault = match format {
+    match format {
         "byte" => {
-            base64::engine::general_purpose::STANDARD.decode(text).err().map(|e| format!("illegal base64 data: {e}"))
+            use base64::DecodeError::{InvalidByte, InvalidLastSymbol};
+            let fault = base64::engine::general_purpose::STANDARD.decode(text).err();
+            fault.map_or(Ok(()), |fault| {
+                let at = match fault {
+                    InvalidByte(at, _) | InvalidLastSymbol(at, _) => at,
+                    _ => text.len(),
+                };
+                Err(format!("illegal base64 data at input byte {at}"))
+            })
         }
-        "date-time" if !text.is_empty() => text.parse::<jiff::Timestamp>().err().map(|e| e.to_string()),
-        _ => None,
-    };
-    fault.map_or(Ok(()), |fault| Err(format!("field {path}: {fault}")))
-}
-
-fn said(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
+        "micro-time" if !text.is_empty() => micro_time(text),
+        "date-time" if !text.is_empty() && text.parse::<jiff::Timestamp>().is_err() => {
+            Err(format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""))
+        }
+        _ => Ok(()),
     }
 }

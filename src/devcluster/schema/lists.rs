@@ -71,6 +71,8 @@ const LISTS: &[(&str, &str, &str, &str)] = &[
 
 /// Definitions that server-side apply owns as a whole.
 const ATOMIC: &[&str] = &[
+    "OwnerReference",
+    "RawExtension",
     "LabelSelector",
     "LocalObjectReference",
     "ObjectReference",

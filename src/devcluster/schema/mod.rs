@@ -2,12 +2,15 @@
 //!
 //! A [`Schema`] comes from [`mod@builtin`] (the typed API's own definitions, with the merge rules of `lists`) or from a
 //! CustomResourceDefinition ([`Schema::from_crd`]). `parse` turns either into [`Node`]s; `fields` finds unknown
-//! fields, prunes, defaults and checks types; `validate` and `rules` check the values of custom resources.
+//! fields, prunes, defaults and checks types; `canonical` writes zeros as the API's own types do; `validate` and `rules` check the values of custom resources.
 
 mod builtin;
+mod canonical;
+mod expression;
 mod fields;
 mod lists;
 mod parse;
+mod restore;
 mod rules;
 mod structural;
 #[cfg(test)]
@@ -69,6 +72,8 @@ pub(crate) enum Strategy {
 /// One level of a schema.
 #[derive(Debug, Default)]
 struct Node {
+    /// The definition's own name, as in `PodSpec`; empty for what is defined where it is used.
+    name: Box<str>,
     kind: Type,
     format: Box<str>,
     fields: BTreeMap<Box<str>, Schema>,
@@ -88,7 +93,12 @@ struct Node {
     custom: bool,
     source: Value,
     rules: Option<rules::Rules>,
+    /// How zeros of the fields are written; none when they are written as they come.
+    zeros: Option<canonical::Zeros>,
 }
+
+pub(crate) use builtin::describe;
+pub(crate) use restore::printed;
 
 impl Schema {
     fn own(node: Node) -> Self {
@@ -113,14 +123,30 @@ impl Schema {
         self.node().fields.contains_key(name)
     }
 
-    /// An object of entries with names of any kind.
-    pub(crate) fn is_map(&self) -> bool {
-        self.node().additional.is_some()
-    }
-
     /// The schema of a list's items.
     pub(crate) fn items(&self) -> Option<&Self> {
         self.node().items.as_ref()
+    }
+
+    /// What a value must be.
+    pub(crate) fn kind(&self) -> Type {
+        self.node().kind
+    }
+
+    /// Part of a CustomResourceDefinition's schema.
+    pub(crate) fn is_custom(&self) -> bool {
+        self.node().custom
+    }
+
+    /// A quantity, which may be given as a number.
+    pub(crate) fn is_quantity(&self) -> bool {
+        &*self.node().format == "quantity"
+    }
+
+    /// No fields but those that are declared.
+    pub(crate) fn closed(&self) -> bool {
+        let node = self.node();
+        node.kind == Type::Object && !node.preserve
     }
 
     /// How server-side apply merges this list.

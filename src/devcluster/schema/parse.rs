@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::rules::Rules;
-use super::{Link, List, Node, Schema, Type, builtin, lists};
+use super::{Link, List, Node, Schema, Type, builtin, canonical, lists};
 
 /// Where references lead, and what the schema belongs to.
 pub(super) struct Parser<'a> {
@@ -28,6 +28,7 @@ impl Parser<'_> {
     pub(super) fn node(&self, source: &Value, definition: &str) -> Node {
         let flag = |name: &str| source[name] == true;
         let mut node = Node {
+            name: definition.rsplit('.').next().unwrap_or_default().into(),
             kind: kind(source),
             format: source["format"].as_str().unwrap_or_default().into(),
             required: texts(&source["required"]),
@@ -74,8 +75,14 @@ impl Parser<'_> {
             // Their published schema says object, but they hold any value: a default, an `enum`'s members.
             node.kind = Type::Any;
         }
+        if !self.custom && definition.ends_with(".MicroTime") {
+            node.format = "micro-time".into();
+        }
         if !self.custom && definition.ends_with(".resource.Quantity") {
             node.format = "quantity".into();
+        }
+        if !self.custom && !definition.is_empty() {
+            node.zeros = canonical::zeros(definition, &node);
         }
         node
     }

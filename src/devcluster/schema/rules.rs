@@ -28,6 +28,13 @@ pub(super) struct Rules {
     pub(super) not: Option<Schema>,
     /// The rules in CEL of this level alone, over the shape of everything below.
     pub(super) cel: Option<kube_cel::CompiledSchema>,
+    /// One of them asks how it was before, so that it counts for what has not changed as well.
+    pub(super) transitions: bool,
+}
+
+/// Whether a rule in CEL is about a change.
+pub(super) fn is_transition(rule: &str) -> bool {
+    rule.contains("oldSelf")
 }
 
 impl Rules {
@@ -55,6 +62,9 @@ impl Rules {
             any_of: branches("anyOf"),
             one_of: branches("oneOf"),
             not: source["not"].is_object().then(|| parser.schema(&source["not"])),
+            transitions: source["x-kubernetes-validations"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|r| r["rule"].as_str().is_some_and(is_transition))),
             cel: source["x-kubernetes-validations"].is_array().then(|| kube_cel::compile_schema(&this_level(source))),
         };
         Some(rules)

@@ -30,6 +30,7 @@ impl Schema {
             });
         }
         check(source, "", &mut errors);
+        metadata(source, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -61,6 +62,11 @@ impl Schema {
 fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let at = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     let flag = |name: &str| source[name] == true;
+    if !source["$ref"].is_null() {
+        errors.push(FieldError::forbidden(at("$ref"), "$ref is not supported"));
+        return;
+    }
+    branches(source, &at, errors);
     match source["type"].as_str().unwrap_or_default() {
         "" if !flag("x-kubernetes-int-or-string") && !flag("x-kubernetes-preserve-unknown-fields") => {
             if !path.is_empty() {
@@ -75,13 +81,17 @@ fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::required(at("items"), "must be specified"));
     }
     if source["additionalProperties"].is_object() && source["properties"].as_object().is_some_and(|p| !p.is_empty()) {
-        errors.push(FieldError::forbidden(at("additionalProperties"), "must not be used together with properties"));
+        errors.push(FieldError::forbidden(
+            at("additionalProperties"),
+            "additionalProperties and properties are mutual exclusive",
+        ));
     }
     if source["additionalProperties"] == false {
         errors.push(FieldError::forbidden(at("additionalProperties"), "additionalProperties cannot be set to false"));
     }
-    if !source["$ref"].is_null() {
-        errors.push(FieldError::forbidden(at("$ref"), "$ref is not supported"));
+    if source["x-kubernetes-preserve-unknown-fields"] == false {
+        let detail = "must be true or undefined";
+        errors.push(FieldError::invalid(at("x-kubernetes-preserve-unknown-fields"), &json!(false), detail));
     }
     if flag("uniqueItems") {
         errors.push(FieldError::forbidden(
@@ -106,19 +116,9 @@ fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let field = at(&format!("x-kubernetes-validations[{i}].rule"));
         errors.push(FieldError::invalid(field, &"<expression>".into(), &detail));
     } else if rules.is_some() {
-        let compiled =
-            kube_cel::compile_schema(&json!({"x-kubernetes-validations": source["x-kubernetes-validations"]}));
-        for (i, rule) in compiled.validations.iter().enumerate() {
-            if let Err(error) = rule {
-                let text = &source["x-kubernetes-validations"][i]["rule"];
-                errors.push(FieldError::invalid(
-                    at(&format!("x-kubernetes-validations[{i}].rule")),
-                    text,
-                    &format!("compilation failed: {error}"),
-                ));
-            }
-        }
+        super::expression::check(source, path.is_empty(), &at, errors);
     }
+    default(source, &at, errors);
     for (name, property) in source["properties"].as_object().into_iter().flatten() {
         check(property, &at(&format!("properties[{name}]")), errors);
     }
@@ -126,6 +126,86 @@ fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
         if source[name].is_object() {
             check(&source[name], &at(name), errors);
         }
+    }
+}
+
+/// Alternatives say what values must be, not what there is.
+fn branches(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<FieldError>) {
+    let lists = ["allOf", "anyOf", "oneOf"].into_iter().flat_map(|name| {
+        let list = source[name].as_array().into_iter().flatten().enumerate();
+        list.map(move |(i, branch)| (format!("{name}[{i}]"), branch))
+    });
+    let not = source["not"].is_object().then(|| ("not".to_owned(), &source["not"]));
+    for (place, branch) in lists.chain(not) {
+        branch_rules(branch, &at(&place), source["x-kubernetes-int-or-string"] == true, errors);
+    }
+}
+
+fn branch_rules(branch: &Value, path: &str, int_or_string: bool, errors: &mut Vec<FieldError>) {
+    let at = |name: &str| format!("{path}.{name}");
+    for name in ["description", "title", "type"] {
+        let given = branch[name].as_str().unwrap_or_default();
+        // One idiom is let through: anyOf with both types of what is an integer or a string.
+        let idiom = int_or_string && name == "type" && matches!(given, "integer" | "string");
+        if !given.is_empty() && !idiom {
+            errors.push(FieldError::forbidden(at(name), "must be empty to be structural"));
+        }
+    }
+    for name in ["default", "additionalProperties"] {
+        if branch.get(name).is_some() {
+            errors.push(FieldError::forbidden(at(name), "must be undefined to be structural"));
+        }
+    }
+    for name in ["nullable", "x-kubernetes-int-or-string", "x-kubernetes-embedded-resource"] {
+        if branch[name] == true {
+            errors.push(FieldError::forbidden(at(name), "must be false to be structural"));
+        }
+    }
+    if branch["x-kubernetes-preserve-unknown-fields"] == true {
+        let field = at("x-kubernetes-preserve-unknown-fields");
+        errors.push(FieldError::forbidden(field, "must be undefined to be structural"));
+    }
+    for (name, property) in branch["properties"].as_object().into_iter().flatten() {
+        branch_rules(property, &at(&format!("properties[{name}]")), false, errors);
+    }
+    if branch["items"].is_object() {
+        branch_rules(&branch["items"], &at("items"), false, errors);
+    }
+    branches(branch, &|name| format!("{path}.{name}"), errors);
+}
+
+/// A default is a value that its own schema takes.
+fn default(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<FieldError>) {
+    let Some(value) = source.get("default").filter(|value| !value.is_null()) else { return };
+    let definitions = HashMap::new();
+    let parser = Parser { definitions: &definitions, custom: true };
+    let schema = Schema::own(parser.node(source, ""));
+    let mut full = value.clone();
+    schema.default(&mut full);
+    errors.extend(schema.shape_faults(&full).into_iter().map(|mut fault| {
+        let place = at("default");
+        fault.field = match &*fault.field {
+            "" => place,
+            below if below.starts_with('[') => format!("{place}{below}"),
+            below => format!("{place}.{below}"),
+        };
+        fault
+    }));
+}
+
+/// What every object has is not described again.
+fn metadata(source: &Value, errors: &mut Vec<FieldError>) {
+    let Some(fields) = source["properties"]["metadata"].as_object() else { return };
+    let known = |name: &str, value: &Value| match name {
+        "type" => true,
+        "properties" => {
+            value.as_object().into_iter().flatten().all(|(n, _)| matches!(n.as_str(), "name" | "generateName"))
+        }
+        _ => false,
+    };
+    if !fields.iter().all(|(name, value)| known(name, value)) {
+        let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
+        errors.push(FieldError::forbidden("properties[metadata]", detail));
     }
 }
 
@@ -156,6 +236,12 @@ fn check_list(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<Fiel
                         key,
                         "entries must all be names of item properties",
                     ));
+                } else if source["items"]["properties"][name].get("default").is_none()
+                    && !source["items"]["required"].as_array().is_some_and(|required| required.contains(key))
+                {
+                    let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a \
+                                  required property";
+                    errors.push(FieldError::required(at(&format!("items.properties[{name}].default")), detail));
                 }
             }
         }

@@ -59,7 +59,9 @@ fn custom_resources_are_refused_with_the_field_and_the_reason() {
         let mut value = object(spec.clone());
         widget().default(&mut value);
         let errors = widget().validate(&value, None);
-        assert_eq!(errors.iter().map(|e| (&*e.field, e.reason)).collect::<Vec<_>>(), [(field, reason)], "{spec}");
+        // The last one tells that rules were not asked, where the shape is wrong.
+        let told = errors.iter().filter(|e| e.field != "<nil>").map(|e| (&*e.field, e.reason));
+        assert_eq!(told.collect::<Vec<_>>(), [(field, reason)], "{spec}");
     }
 }
 

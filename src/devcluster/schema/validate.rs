@@ -2,9 +2,13 @@
 
 use serde_json::Value;
 
-use super::rules::Rules;
+use super::rules::{Rules, is_transition};
 use super::{List, Node, Schema, Type};
 use crate::status::FieldError;
+
+/// Faults of an object whose shape is not what rules in CEL could be asked of. apiextensions: `hasBlockingErr`.
+const BLOCKING: [&str; 5] =
+    ["FieldValueNotSupported", "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"];
 
 impl Schema {
     /// What is wrong with a custom resource. Values that `old` had at the same place already are let through, and
@@ -12,10 +16,29 @@ impl Schema {
     pub(crate) fn validate(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut errors = Vec::new();
         self.values(new, old, "", &mut errors);
-        if errors.is_empty() {
-            self.expressions(new, old, "", &mut errors);
+        // Items that are there twice are looked for after everything else.
+        errors.sort_by_key(|error| error.reason == "FieldValueDuplicate");
+        if !errors.iter().any(|error| BLOCKING.contains(&error.reason)) {
+            self.expressions(new, old, old == Some(new), "", &mut errors);
+        } else if self.has_expressions() {
+            let detail = "some validation rules were not checked because the object was invalid; correct the existing \
+                errors to complete validation";
+            errors.push(FieldError::invalid("<nil>", &Value::Null, detail));
         }
         errors
+    }
+
+    /// What is wrong with a value's shape, its rules in CEL aside.
+    pub(super) fn shape_faults(&self, value: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        self.values(value, None, "", &mut errors);
+        errors
+    }
+
+    fn has_expressions(&self) -> bool {
+        let node = self.node();
+        let below = || node.fields.values().chain(&node.items).chain(&node.additional);
+        node.custom && (node.rules.as_ref().is_some_and(|r| r.cel.is_some()) || below().any(Self::has_expressions))
     }
 
     fn values(&self, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
@@ -25,7 +48,16 @@ impl Schema {
         }
         if !fits(node, value) {
             errors.push(wrong_type(node, value, path));
+            if let Some(rules) = &node.rules {
+                among(rules, value, path, errors);
+            }
             return;
+        }
+        if let Value::String(text) = value
+            && !is_of_format(&node.format, text)
+        {
+            let detail = format!("{path} in body must be of type {}: {value}", node.format);
+            errors.push(FieldError::type_invalid(path, value, &detail));
         }
         if let Some(rules) = &node.rules {
             demands(rules, value, path, errors);
@@ -38,7 +70,7 @@ impl Schema {
                 if node.embedded {
                     for name in ["apiVersion", "kind"] {
                         if fields.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                            errors.push(FieldError::required(join(path, name), "must not be empty"));
+                            errors.push(FieldError::required(join(path, name), ""));
                         }
                     }
                 }
@@ -59,30 +91,36 @@ impl Schema {
         }
     }
 
-    fn expressions(&self, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+    /// Asks the rules in CEL. Of what is the same as before, only those that are about changes: the others' faults would
+    /// be let through.
+    fn expressions(&self, value: &Value, old: Option<&Value>, same: bool, path: &str, errors: &mut Vec<FieldError>) {
         let node = self.node();
         if !node.custom || value.is_null() {
             return;
         }
-        if let Some(compiled) = node.rules.as_ref().and_then(|r| r.cel.as_ref())
+        if let Some(rules) = node.rules.as_ref().filter(|r| !same || r.transitions)
+            && let Some(compiled) = &rules.cel
             && let Err(faults) = kube_cel::validate_compiled(compiled, value, old)
         {
-            let transition = |rule: &str| rule.contains("oldSelf");
             let faults = faults.into_vec().into_iter();
-            errors.extend(faults.filter(|f| old != Some(value) || transition(&f.rule)).map(|f| expressed(&f, path)));
+            errors.extend(faults.filter(|f| !same || is_transition(&f.rule)).map(|f| expressed(&f, path, value)));
         }
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
                     if let Some(schema) = self.field(name) {
-                        schema.expressions(value, old.and_then(|o| o.get(name)), &self.below(path, name), errors);
+                        let old = old.and_then(|o| o.get(name));
+                        let same = same || old == Some(value);
+                        schema.expressions(value, old, same, &self.below(path, name), errors);
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(schema) = &node.items else { return };
                 for (i, item) in items.iter().enumerate() {
-                    schema.expressions(item, self.counterpart(item, old), &format!("{path}[{i}]"), errors);
+                    let old = self.counterpart(item, old);
+                    let same = same || old == Some(item);
+                    schema.expressions(item, old, same, &format!("{path}[{i}]"), errors);
                 }
             }
             _ => {}
@@ -90,7 +128,10 @@ impl Schema {
     }
 
     fn below(&self, path: &str, name: &str) -> String {
-        if self.node().fields.contains_key(name) { join(path, name) } else { format!("{path}[{name}]") }
+        // Entries of maps are named as fields are, unless the values are objects of their own.
+        let node = self.node();
+        let flat = node.additional.as_ref().is_some_and(|entry| entry.node().fields.is_empty());
+        if flat || node.fields.contains_key(name) { join(path, name) } else { format!("{path}[{name}]") }
     }
 
     /// What a list's item was before, as far as the list's type can tell.
@@ -126,6 +167,22 @@ fn fits(node: &Node, value: &Value) -> bool {
     }
 }
 
+/// Whether a text has the format of its schema, as far as the format is one that is checked.
+fn is_of_format(format: &str, text: &str) -> bool {
+    match format {
+        "date-time" | "datetime" => text.parse::<jiff::Timestamp>().is_ok(),
+        "date" => text.len() == 10 && text.parse::<jiff::civil::Date>().is_ok(),
+        "ipv4" => text.parse::<std::net::Ipv4Addr>().is_ok(),
+        "ipv6" => text.parse::<std::net::Ipv6Addr>().is_ok(),
+        "uuid" => uuid::Uuid::parse_str(text).is_ok(),
+        "byte" => {
+            use base64::Engine;
+            base64::engine::general_purpose::STANDARD.decode(text).is_ok()
+        }
+        _ => true,
+    }
+}
+
 fn wrong_type(node: &Node, value: &Value, path: &str) -> FieldError {
     let wanted = match node.kind {
         Type::Any | Type::IntOrString => "integer,string",
@@ -151,7 +208,7 @@ fn wrong_type(node: &Node, value: &Value, path: &str) -> FieldError {
 
 fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let mut invalid = |said: String| errors.push(FieldError::invalid(path, value, &format!("{path} in body {said}")));
-    let mut many = Vec::new();
+    let (mut many, mut few, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     match value {
         Value::Number(number) => {
             let n = number.as_f64().unwrap_or_default();
@@ -179,37 +236,59 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
                     message: format!("Too long: may not be more than {most} bytes"),
                 });
             }
-            if let Some(pattern) = rules.pattern.as_ref().filter(|p| !p.is_match(text)) {
+            // Of a text's demands the first that fails is told.
+            let long = rules.max_length.is_some_and(|most| length > most);
+            let short = rules.min_length.is_some_and(|least| length < least);
+            if let Some(pattern) = rules.pattern.as_ref().filter(|p| !long && !short && !p.is_match(text)) {
                 invalid(format!("should match '{pattern}'"));
             }
         }
         Value::Array(items) => {
             if let Some(least) = rules.min_items.filter(|least| items.len() < *least) {
-                invalid(format!("should have at least {least} items"));
+                let detail = format!("{path} in body should have at least {least} items");
+                few.push(FieldError::invalid(path, &items.len().into(), &detail));
             }
             too_many(rules.max_items, items.len(), path, &mut many);
         }
         Value::Object(fields) => {
             if let Some(least) = rules.min_properties.filter(|least| fields.len() < *least) {
-                invalid(format!("should have at least {least} properties"));
+                let detail = format!("{path} in body should have at least {least} properties");
+                few.push(FieldError::invalid(path, &fields.len().into(), &detail));
             }
             too_many(rules.max_properties, fields.len(), path, &mut many);
         }
         Value::Null | Value::Bool(_) => {}
     }
-    if rules.all_of.iter().any(|s| !s.accepts(value)) {
-        invalid("must validate all the schemas (allOf)".into());
+    // Of a value as a whole Kubernetes names the place in the text alone, and then what the first alternative misses.
+    let mut combined = |said: String, alternatives: &[Schema]| {
+        let message = format!("Invalid value: \"\": {:?} {said}", path);
+        whole.push(FieldError { field: "<nil>".into(), reason: "FieldValueInvalid", message });
+        if let Some(first) = alternatives.first() {
+            first.values(value, None, path, &mut whole);
+        }
+    };
+    if let Some(missed) = rules.all_of.iter().find(|s| !s.accepts(value)) {
+        combined("must validate all the schemas (allOf)".into(), std::slice::from_ref(missed));
     }
     if !rules.any_of.is_empty() && !rules.any_of.iter().any(|s| s.accepts(value)) {
-        invalid("must validate at least one schema (anyOf)".into());
+        combined("must validate at least one schema (anyOf)".into(), &rules.any_of);
     }
-    if !rules.one_of.is_empty() && rules.one_of.iter().filter(|s| s.accepts(value)).count() != 1 {
-        invalid("must validate one and only one schema (oneOf)".into());
+    let fitting = rules.one_of.iter().filter(|s| s.accepts(value)).count();
+    if !rules.one_of.is_empty() && fitting != 1 {
+        let found = if fitting == 0 { "none".to_owned() } else { format!("{fitting}") };
+        let rest: &[Schema] = if fitting == 0 { &rules.one_of } else { &[] };
+        combined(format!("must validate one and only one schema (oneOf). Found {found} valid"), rest);
     }
     if rules.not.as_ref().is_some_and(|s| s.accepts(value)) {
-        invalid("must not validate the schema (not)".into());
+        combined("must not validate the schema (not)".into(), &[]);
     }
+    errors.extend(few);
+    errors.extend(whole);
     errors.extend(many);
+    among(rules, value, path, errors);
+}
+
+fn among(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     if let Some(allowed) = rules.allowed.as_ref().filter(|allowed| !allowed.contains(value)) {
         let texts: Vec<_> = allowed.iter().map(|a| a.as_str().map_or_else(|| a.to_string(), Into::into)).collect();
         let texts: Vec<_> = texts.iter().map(String::as_str).collect();
@@ -222,7 +301,7 @@ fn too_many(most: Option<usize>, count: usize, path: &str, errors: &mut Vec<Fiel
         errors.push(FieldError {
             field: path.into(),
             reason: "FieldValueTooMany",
-            message: format!("Too many: {count}: must have at most {most} items"),
+            message: format!("Too many: {count}: must have at most {most} item{}", if most == 1 { "" } else { "s" }),
         });
     }
 }
@@ -249,7 +328,8 @@ fn duplicates(list: &List, items: &[Value], path: &str, errors: &mut Vec<FieldEr
 }
 
 /// A broken rule as Kubernetes words it: without the value.
-fn expressed(fault: &kube_cel::ValidationError, path: &str) -> FieldError {
+/// Flat values are shown; others say nothing in a message.
+fn expressed(fault: &kube_cel::ValidationError, path: &str, value: &Value) -> FieldError {
     let (reason, said) = match fault.reason.as_deref() {
         Some("FieldValueForbidden") => ("FieldValueForbidden", "Forbidden"),
         Some("FieldValueRequired") => ("FieldValueRequired", "Required value"),
@@ -257,8 +337,15 @@ fn expressed(fault: &kube_cel::ValidationError, path: &str) -> FieldError {
         _ => ("FieldValueInvalid", "Invalid value"),
     };
     let field = match fault.field_path.trim_start_matches('.') {
+        // The object as a whole has no name.
+        "" if path.is_empty() => "<nil>".to_owned(),
         "" => path.to_owned(),
         below => join(path, below),
     };
-    FieldError { field, reason, message: format!("{said}: {}", fault.message) }
+    let shown = match value {
+        Value::Object(_) | Value::Array(_) => String::new(),
+        _ if reason != "FieldValueInvalid" => String::new(),
+        flat => format!(" {flat}:"),
+    };
+    FieldError { field, reason, message: format!("{said}:{shown} {}", fault.message) }
 }

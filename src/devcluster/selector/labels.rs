@@ -98,44 +98,41 @@ impl<'a> Parser<'a> {
             return Ok(Label::Exists(key));
         }
         match self.next() {
-            "=" | "==" => Ok(Label::In(key, vec![self.value()?])),
-            "!=" => Ok(Label::NotIn(key, vec![self.value()?])),
-            ">" => Ok(Label::Greater(key, self.number()?)),
-            "<" => Ok(Label::Less(key, self.number()?)),
-            "in" => Ok(Label::In(key, self.values()?)),
-            "notin" => Ok(Label::NotIn(key, self.values()?)),
+            "=" | "==" => Ok(Label::In(key.clone(), vec![self.value(&key)?])),
+            "!=" => Ok(Label::NotIn(key.clone(), vec![self.value(&key)?])),
+            ">" => Ok(Label::Greater(key.clone(), self.number(&key)?)),
+            "<" => Ok(Label::Less(key.clone(), self.number(&key)?)),
+            "in" => Ok(Label::In(key.clone(), self.values(&key)?)),
+            "notin" => Ok(Label::NotIn(key.clone(), self.values(&key)?)),
             token => Err(format!("found '{token}', expected: {OPERATORS}")),
         }
     }
 
-    fn value(&mut self) -> Result<String, String> {
+    fn value(&mut self, key: &str) -> Result<String, String> {
         match self.peek() {
             "" | "," => Ok(String::new()),
-            token if is_word(token) => checked(self.next()),
+            token if is_word(token) => checked(key, 0, self.next()),
             token => Err(format!("found '{token}', expected: identifier")),
         }
     }
 
-    fn number(&mut self) -> Result<i64, String> {
-        let value = self.value()?;
+    fn number(&mut self, key: &str) -> Result<i64, String> {
+        let value = self.value(key)?;
         value.parse().map_err(|_| {
             format!("values[0]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer")
         })
     }
 
-    fn values(&mut self) -> Result<Vec<String>, String> {
+    fn values(&mut self, key: &str) -> Result<Vec<String>, String> {
         match self.next() {
             "(" => {}
             token => return Err(format!("found '{token}' expected: '('")),
-        }
-        if self.peek() == ")" {
-            return Err("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty".into());
         }
         let mut values = Vec::new();
         loop {
             values.push(match self.peek() {
                 "," | ")" => String::new(),
-                token if is_word(token) => checked(self.next())?,
+                token if is_word(token) => checked(key, values.len(), self.next())?,
                 token => return Err(format!("found '{token}', expected: ',', ')' or identifier")),
             });
             match self.next() {
@@ -147,9 +144,9 @@ impl<'a> Parser<'a> {
     }
 }
 
-fn checked(value: &str) -> Result<String, String> {
+fn checked(key: &str, at: usize, value: &str) -> Result<String, String> {
     match meta::label_value_fault(value) {
-        Some(fault) => Err(format!("values[0][value]: Invalid value: {value:?}: {fault}")),
+        Some(fault) => Err(format!("values[{at}][{key}]: Invalid value: {value:?}: {fault}")),
         None => Ok(value.to_owned()),
     }
 }
@@ -164,7 +161,6 @@ mod tests {
             ("a b c", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
             ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
             ("a in b", "unable to parse requirement: found 'b' expected: '('"),
-            ("a in ()", "unable to parse requirement: values: Invalid value: []"),
             ("=x", "found '=', expected: !, identifier, or 'end of string'"),
             (",", "found ',', expected: !, identifier, or 'end of string'"),
             ("a,", "found '', expected: identifier after ','"),
@@ -172,7 +168,7 @@ mod tests {
             ("!", "unable to parse requirement: found '', expected: identifier"),
             ("a>x", "unable to parse requirement: values[0]: Invalid value: \"x\""),
             ("-a", "unable to parse requirement: <nil>: Invalid value: \"-a\": name part must consist"),
-            ("a=-", "unable to parse requirement: values[0][value]: Invalid value: \"-\": a valid label"),
+            ("a=-", "unable to parse requirement: values[0][a]: Invalid value: \"-\": a valid label"),
         ] {
             let error = parse(selector).unwrap_err();
             assert!(error.code == 400 && error.message.starts_with(said), "{selector}: {error}");
@@ -185,6 +181,7 @@ mod tests {
         assert_eq!(parse("  ").unwrap(), []);
         assert_eq!(one("a ="), Label::In("a".into(), vec![String::new()]));
         assert_eq!(one("a in ( ,b)"), Label::In("a".into(), vec![String::new(), "b".into()]));
+        assert_eq!(one("a in ()"), Label::In("a".into(), vec![String::new()]));
         assert_eq!(one("in in (in)"), Label::In("in".into(), vec!["in".into()]));
         assert_eq!(parse("a,!b,example.com/c!=d").unwrap().len(), 3);
     }

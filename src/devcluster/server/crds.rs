@@ -13,8 +13,7 @@ use super::strategy::set_condition;
 use super::{Api, Source, Write};
 use crate::auth::User;
 use crate::kinds::{Kind, custom};
-use crate::schema::Schema;
-use crate::status::{ApiError, FieldError, Result};
+use crate::status::{ApiError, Result};
 use crate::store::{Interest, Key, Object, Range, ResourceId};
 
 const GROUP: &str = "apiextensions.k8s.io";
@@ -30,96 +29,51 @@ fn conditions(crd: &Value, kind: &str) -> bool {
     list.into_iter().any(|c| c["type"] == kind && c["status"] == "True")
 }
 
-/// Fills in the names that follow from others.
-pub(crate) fn default(crd: &mut Value) {
-    let Some(spec) = crd["spec"].as_object_mut() else { return };
-    let conversion = spec.entry("conversion").or_insert_with(|| json!({}));
-    if conversion.is_object() && !conversion["strategy"].is_string() {
-        conversion["strategy"] = "None".into();
+/// A CRD that is about to be deleted: its instances go first. apiextensions: the registry's `Delete`.
+pub(super) fn hold(crd: &mut Value) {
+    let finalizers = crd["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    if !finalizers.contains(&json!(FINALIZER)) {
+        crd["metadata"]["finalizers"] = json!([finalizers, vec![json!(FINALIZER)]].concat());
     }
-    let Some(names) = spec.get_mut("names").filter(|names| names.is_object()) else { return };
-    let kind = text(&names["kind"]).to_owned();
-    if text(&names["singular"]).is_empty() && !kind.is_empty() {
-        names["singular"] = kind.to_lowercase().into();
-    }
-    if text(&names["listKind"]).is_empty() && !kind.is_empty() {
-        names["listKind"] = format!("{kind}List").into();
-    }
+    let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    set_condition(crd, "Terminating", "True", "InstanceDeletionPending", message);
 }
 
-/// What is wrong with a CRD.
-pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let spec = &crd["spec"];
-    let (group, names) = (text(&spec["group"]), &spec["names"]);
-    let wanted = format!("{}.{group}", text(&names["plural"]));
-    if crd["metadata"]["name"] != wanted.as_str() {
-        errors.push(FieldError::invalid(
-            "metadata.name",
-            &crd["metadata"]["name"],
-            "must be spec.names.plural+\".\"+spec.group",
-        ));
-    }
-    if group.is_empty() {
-        errors.push(FieldError::required("spec.group", ""));
-    } else if !group.contains('.') {
-        errors.push(FieldError::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
-    }
-    for name in ["plural", "singular", "kind", "listKind"] {
-        if text(&names[name]).is_empty() {
-            errors.push(FieldError::required(format!("spec.names.{name}"), ""));
-        }
-    }
-    match text(&spec["scope"]) {
-        "" => errors.push(FieldError::required("spec.scope", "")),
-        "Cluster" | "Namespaced" => {}
-        _ => errors.push(FieldError::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"])),
-    }
-    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
-        let detail = "must have exactly one version marked as storage version";
-        errors.push(FieldError::invalid("spec.versions", &spec["versions"], detail));
-    }
-    for (i, version) in versions.iter().enumerate() {
-        let field = format!("spec.versions[{i}]");
-        if text(&version["name"]).is_empty() {
-            errors.push(FieldError::required(format!("{field}.name"), ""));
-        }
-        let schema = &version["schema"]["openAPIV3Schema"];
-        if !schema.is_object() {
-            errors.push(FieldError::required(format!("{field}.schema.openAPIV3Schema"), "schemas are required"));
-            continue;
-        }
-        if let Err(faults) = Schema::from_crd(schema) {
-            errors.extend(faults.into_iter().map(|mut fault| {
-                fault.field = format!("{field}.schema.openAPIV3Schema.{}", fault.field);
-                fault
-            }));
-        }
-    }
-    errors
-}
-
-/// Names that another kind of the group has already.
-fn name_conflict(api: &Api, crd: &Value) -> Option<(&'static str, String)> {
+/// The names of a CRD that no other kind of its group has, and why they are not all; the last conflict is told.
+/// apiextensions: `calculateNamesAndConditions`.
+fn accepted_names(api: &Api, crd: &Value) -> (Value, Option<(&'static str, String)>) {
     let (group, names) = (text(&crd["spec"]["group"]), &crd["spec"]["names"]);
     let kinds = api.registry.kinds();
     let others = || kinds.iter().filter(|k| &*k.group == group && *k.plural != *text(&names["plural"]));
     let taken = |name: &str| {
         others().any(|k| *k.plural == *name || *k.singular == *name || k.short_names.iter().any(|s| **s == *name))
     };
+    let kind_taken = |name: &str| others().any(|k| *k.kind == *name || *k.list_kind == *name);
+    let mut accepted = crd["status"]["acceptedNames"].clone();
+    if !accepted.is_object() {
+        accepted = json!({"plural": "", "kind": ""});
+    }
+    let mut conflict = None;
     let short: Vec<&str> = names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if taken(text(&names["singular"])) {
-        return Some(("SingularConflict", format!("{:?} is already in use", text(&names["singular"]))));
+    let own = |key: &str| vec![text(&names[key])];
+    for (key, reason, given, taken) in [
+        ("plural", "PluralConflict", own("plural"), &taken as &dyn Fn(&str) -> bool),
+        ("singular", "SingularConflict", own("singular"), &taken),
+        ("shortNames", "ShortNamesConflict", short, &taken),
+        ("kind", "KindConflict", own("kind"), &kind_taken),
+        ("listKind", "ListKindConflict", own("listKind"), &kind_taken),
+    ] {
+        match given.into_iter().find(|name| taken(name)) {
+            Some(name) => conflict = Some((reason, format!("{name:?} is already in use"))),
+            None if names[key].is_null() => super::create::remove(&mut accepted, key),
+            None => accepted[key] = names[key].clone(),
+        }
     }
-    if let Some(name) = short.into_iter().find(|name| taken(name)) {
-        return Some(("ShortNamesConflict", format!("{name:?} is already in use")));
+    match names["categories"].is_null() {
+        true => super::create::remove(&mut accepted, "categories"),
+        false => accepted["categories"] = names["categories"].clone(),
     }
-    let kind = text(&names["kind"]);
-    if others().any(|k| *k.kind == *kind || *k.list_kind == *kind) {
-        return Some(("KindConflict", format!("{kind:?} is already in use")));
-    }
-    None
+    (accepted, conflict)
 }
 
 impl Api {
@@ -164,8 +118,8 @@ impl Api {
         if crd["metadata"]["deletionTimestamp"].is_string() {
             return self.clean_up(&crd, name);
         }
-        let accepted = name_conflict(self, &crd);
-        if accepted.is_none() || conditions(&crd, "Established") {
+        let (names, conflict) = accepted_names(self, &crd);
+        if conflict.is_none() || conditions(&crd, "Established") {
             let kinds = custom::kinds(&crd);
             if let Some(kind) = kinds.first() {
                 self.store.resource(&kind.storage).set_fields(&kind.fields);
@@ -174,12 +128,11 @@ impl Api {
         }
         let done = self.change_crd(name, "status", |old| {
             let mut crd = old.clone();
-            match &accepted {
+            match &conflict {
                 None => {
                     set_condition(&mut crd, "NamesAccepted", "True", "NoConflicts", "no conflicts found");
                     let message = "the initial names have been accepted";
                     set_condition(&mut crd, "Established", "True", "InitialNamesAccepted", message);
-                    crd["status"]["acceptedNames"] = crd["spec"]["names"].clone();
                 }
                 Some((reason, message)) => {
                     set_condition(&mut crd, "NamesAccepted", "False", reason, message);
@@ -187,11 +140,9 @@ impl Api {
                         let message = "not all names are accepted";
                         set_condition(&mut crd, "Established", "False", "NotAccepted", message);
                     }
-                    if crd["status"]["acceptedNames"].is_null() {
-                        crd["status"]["acceptedNames"] = json!({"plural": "", "kind": ""});
-                    }
                 }
             }
+            crd["status"]["acceptedNames"] = names.clone();
             let versions = crd["spec"]["versions"].as_array().into_iter().flatten();
             let storage = versions.into_iter().find(|v| v["storage"] == true).map(|v| v["name"].clone());
             if !crd["status"]["storedVersions"].is_array() {
@@ -204,17 +155,7 @@ impl Api {
             }
             Ok(crd)
         });
-        let held = self.change_crd(name, "", |old| {
-            let mut crd = old.clone();
-            let finalizers = crd["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-            if !finalizers.contains(&json!(FINALIZER)) && !crd["metadata"]["deletionTimestamp"].is_string() {
-                crd["metadata"]["finalizers"] = json!([finalizers, vec![json!(FINALIZER)]].concat());
-            }
-            Ok(crd)
-        });
-        for result in [done, held] {
-            report(name, result);
-        }
+        report(name, done);
     }
 
     /// Deletes the instances and lets go of the CRD when there are none left.
@@ -317,6 +258,8 @@ pub(crate) fn internal<'a>(
         dry_run: false,
         validation: FieldValidation::Ignore,
         source: Source::Body,
+        duplicates: &[],
+        body: &[],
     }
 }
 

@@ -17,6 +17,10 @@ impl Api {
     /// Creates `value`, given in the version that the kind serves, in `namespace` (empty when cluster-scoped).
     pub(crate) fn create(&self, write: &Write<'_>, namespace: &str, mut value: Value) -> Result<Written> {
         let kind = write.kind;
+        let version = value["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        if write.source != Source::Apply && !write.dry_run && !matches!(version, "" | "0") {
+            return Err(ApiError::new(500, "", "resourceVersion should not be set on objects to be created"));
+        }
         self.check_namespace(kind, namespace, &value)?;
         check_identity(kind, &mut value, namespace, "")?;
         let mut warnings = check_fields(write, &mut value, None)?;
@@ -26,16 +30,28 @@ impl Api {
         if generated {
             value["metadata"]["name"] = meta::generate_name(&generate).into();
         }
-        if kind.status && !kind.is("", "namespaces") {
+        // A node comes with what its kubelet found out.
+        if kind.status && !kind.is("", "namespaces") && !kind.is("", "nodes") {
             remove(&mut value, "status");
         }
-        strategy::prepare_create(self, write, &mut value)?;
-        if let Some(schema) = &kind.schema {
-            schema.default(&mut value);
-        }
         let rules = validate::rules(&kind.group, &kind.kind);
-        (rules.default)(&mut value);
-        strategy::admit_create(self, write, &mut value, &mut warnings)?;
+        let complete = |value: &mut Value| {
+            if let Some(schema) = &kind.schema {
+                schema.default(value);
+            }
+            (rules.default)(value);
+            if let Some(schema) = &kind.schema {
+                schema.canonical(value, None);
+            }
+        };
+        complete(&mut value);
+        // The client owns what it sent and its defaults, not what the server and admission add.
+        if write.source != Source::Apply {
+            record(write, None, &mut value);
+        }
+        strategy::prepare_create(self, write, &mut value)?;
+        complete(&mut value);
+        strategy::admit_create(self, write, &mut value)?;
         let mut errors = meta::validate(kind, &value, None);
         errors.extend((rules.validate)(&value, None));
         if kind.custom
@@ -45,11 +61,9 @@ impl Api {
         }
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if !errors.is_empty() {
-            return Err(ApiError::invalid(&kind.kind, &kind.group, &name, &errors));
+            return Err(invalid(kind, &name, &errors).warned(&warnings));
         }
-        if write.source != Source::Apply {
-            record(write, None, &mut value);
-        }
+        warnings.extend(validate::warnings(&kind.group, &kind.kind, &value, None));
         let mut stored = convert::to_stored(kind, value);
         for attempt in 0.. {
             let draft = Draft::new(&stored, &write.resource.fields());
@@ -85,13 +99,18 @@ impl Api {
             let message =
                 format!("unable to create new content in namespace {namespace} because it is being terminated");
             let mut error = ApiError::forbidden(&kind.plural, &kind.group, name, &message);
-            let since = &found["metadata"]["deletionTimestamp"];
             error.details["causes"] = json!([{"reason": "NamespaceTerminating", "field": "metadata.namespace",
-                "message": format!("namespace {namespace} is being terminated since {}", since.as_str().unwrap_or_default())}]);
+                "message": format!("namespace {namespace} is being terminated")}]);
             return Err(error);
         }
         Ok(())
     }
+}
+
+/// 422 for an object. Events are told of as those of the core, whichever API they came by.
+pub(crate) fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> ApiError {
+    let group = if kind.is("", "events") { "" } else { &*kind.group };
+    ApiError::invalid(&kind.kind, group, name, errors)
 }
 
 /// Checks that the body is of this kind, in this namespace and, when given, of this name.
@@ -103,23 +122,27 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     let given = |object: &Map<String, Value>, key: &str| object.get(key).and_then(Value::as_str).map(String::from);
     let (api_version, named) = (given(object, "apiVersion"), given(object, "kind"));
     match (api_version.as_deref().unwrap_or_default(), named.as_deref().unwrap_or_default()) {
-        ("", _) | (_, "") if kind.custom || object.contains_key("apiVersion") != object.contains_key("kind") => {
-            let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "kind" };
-            return Err(ApiError::bad_request(format!(
-                "Object '{}' is missing in the body",
-                if missing == "kind" { "Kind" } else { "apiVersion" }
-            )));
+        ("", _) | (_, "") if kind.custom => {
+            let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "Kind" };
+            return Err(ApiError::bad_request(format!("Object '{missing}' is missing in the body")));
         }
-        ("", "") => {}
-        (version, k) if version != wanted || *k != *kind.kind => {
-            let message = format!(
-                "{k} in version {version:?} cannot be handled as a {}: the API version in the data ({version}) or its kind \
-                 does not match the expected {wanted}, Kind={}",
-                kind.kind, kind.kind
-            );
-            return Err(ApiError::bad_request(message));
+        (version, named) => {
+            let (version, named) =
+                (if version.is_empty() { &wanted } else { version }, if named.is_empty() { &kind.kind } else { named });
+            if kind.custom && version == wanted && *named != *kind.kind {
+                let error = FieldError::invalid("kind", &json!(named), &format!("must be {}", kind.kind));
+                let name = object.get("metadata").and_then(|meta| meta["name"].as_str()).unwrap_or_default();
+                return Err(ApiError::invalid(named, &kind.group, name, &[error]));
+            }
+            if kind.custom && version != wanted {
+                return Err(ApiError::bad_request(format!(
+                    "the API version in the data ({version}) does not match the expected API version ({wanted})"
+                )));
+            }
+            if version != wanted || *named != *kind.kind {
+                return Err(ApiError::bad_request(mistaken(&wanted, &kind.kind, version, named)));
+            }
         }
-        _ => {}
     }
     object.insert("apiVersion".into(), wanted.into());
     object.insert("kind".into(), (*kind.kind).into());
@@ -128,7 +151,16 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
         *metadata = json!({});
     }
     let Value::Object(metadata) = metadata else {
-        return Err(ApiError::bad_request("metadata: a JSON object was expected"));
+        let message = format!(
+            "{} in version {:?} cannot be handled as a {}: json: cannot unmarshal {} into Go struct field {}.metadata of \
+             type v1.ObjectMeta",
+            kind.kind,
+            kind.version,
+            kind.kind,
+            super::http::said(metadata),
+            kind.kind
+        );
+        return Err(ApiError::bad_request(message));
     };
     let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default();
     if kind.namespaced && !text("namespace").is_empty() && text("namespace") != namespace {
@@ -136,12 +168,8 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
-    if !name.is_empty() && !text("name").is_empty() && text("name") != name {
-        let message = format!("the name of the object ({}) does not match the name on the URL ({name})", text("name"));
-        return Err(ApiError::bad_request(message));
-    }
     if !name.is_empty() {
-        metadata.insert("name".into(), name.into());
+        check_name(text("name"), name)?;
     }
     match kind.namespaced {
         true => drop(metadata.insert("namespace".into(), namespace.into())),
@@ -150,35 +178,97 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     Ok(())
 }
 
+/// Refuses an object that does not have the name of its URL.
+pub(crate) fn check_name(given: &str, name: &str) -> Result<()> {
+    let fault = match given {
+        _ if given == name => return Ok(()),
+        "" => format!("({name} based on URL) was undeterminable: name must be provided"),
+        _ => format!("({given}) does not match the name on the URL ({name})"),
+    };
+    Err(ApiError::bad_request(format!("the name of the object {fault}")))
+}
+
+/// Refuses a body that says to be of another kind, or of none of the versions.
+pub(crate) fn check_kind(body: &Value, kind: &str, versions: &[&str]) -> Result<()> {
+    let or = |key: &str, otherwise| body[key].as_str().filter(|said| !said.is_empty()).unwrap_or(otherwise);
+    let (version, named) = (or("apiVersion", versions[0]), or("kind", kind));
+    if versions.contains(&version) && named == kind {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(mistaken(versions[0], kind, version, named)))
+}
+
+/// What a body of another kind is told than `kind` of `wanted`.
+fn mistaken(wanted: &str, kind: &str, api_version: &str, named: &str) -> String {
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    let fault = conversion_fault(wanted, kind, api_version, named);
+    format!("{named} in version {version:?} cannot be handled as a {kind}: {fault}")
+}
+
+/// Why an object of another kind cannot be taken for one of this.
+pub(crate) fn conversion_fault(wanted: &str, kind: &str, api_version: &str, named: &str) -> String {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let wanted = wanted.split_once('/').map_or("", |(group, _)| group);
+    let package = |group: &str| group.split('.').next().filter(|p| !p.is_empty()).unwrap_or("core").to_owned();
+    let definition = format!("io.k8s.api.{}.{version}.{named}", package(group));
+    if crate::schema::builtin(&definition).is_some() {
+        let internal = package(wanted);
+        format!("converting ({version}.{named}) to ({internal}.{kind}): unknown conversion")
+    } else {
+        format!(
+            "no kind {named:?} is registered for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        )
+    }
+}
+
 /// Finds unknown fields and wrong types, drops what the schema does not know, and returns warnings. What `old` has
 /// already has been through this.
 pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value, old: Option<&Value>) -> Result<Vec<String>> {
     let (kind, mut warnings) = (write.kind, Vec::new());
     let Some(schema) = &kind.schema else { return Ok(warnings) };
-    let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let refuse = |value: &Value, message: String| match write.source {
         Source::Patch => {
             let error = FieldError::invalid("patch", &json!(value.to_string()), &message);
-            ApiError::invalid(&kind.kind, &kind.group, &name, &[error])
+            ApiError::invalid("", "", "", &[error])
         }
-        _ => ApiError::bad_request(message),
+        _ => {
+            let (kind, version) = (&kind.kind, &kind.version);
+            ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {message}"))
+        }
     };
     if write.validation != FieldValidation::Ignore {
-        let unknown = schema.unknown_fields(value, old);
+        let mut unknown = write.duplicates.to_vec();
+        let mut fields = schema.unknown_fields(value, old);
+        if fields.len() > 1 && !kind.custom {
+            super::duplicates::in_order_of(write.body, &mut fields);
+        }
+        unknown.extend(fields);
         if write.validation == FieldValidation::Strict && !unknown.is_empty() {
-            return Err(refuse(value, format!("strict decoding error: {}", unknown.join(", "))));
+            return Err(refuse(value, format!("strict decoding error: {}", strict_faults(&unknown))));
         }
         warnings = unknown;
     }
     if !kind.custom
         && let Err(error) = schema.check_types(value, old)
     {
-        let message =
-            format!("{} in version {:?} cannot be handled as a {}: {error}", kind.kind, kind.version, kind.kind);
-        return Err(refuse(value, message));
+        return Err(refuse(value, error));
     }
     schema.prune(value);
+    if !kind.custom {
+        schema.fill_null_entries(value, old);
+    }
     Ok(warnings)
+}
+
+/// The faults of a strictly read body in one line, but for those of its YAML, which the parser tells in lines.
+fn strict_faults(faults: &[String]) -> String {
+    let (yaml, rest): (Vec<_>, Vec<_>) =
+        faults.iter().map(String::as_str).partition(|fault| fault.starts_with("line "));
+    if yaml.is_empty() {
+        return rest.join(", ");
+    }
+    let yaml = format!("yaml: unmarshal errors:\n  {}", yaml.join("\n  "));
+    [vec![yaml.as_str()], rest].concat().join(", ")
 }
 
 /// Notes who set which fields.
@@ -190,6 +280,7 @@ pub(crate) fn record(write: &Write<'_>, before: Option<&Value>, after: &mut Valu
         subresource: Some(write.subresource).filter(|s| !s.is_empty()),
         api_version: &api_version,
         now: &now,
+        reset: write.reset(),
     };
     if let Some(schema) = &write.kind.schema {
         apply::record_update(before, after, &request, schema);
@@ -209,14 +300,6 @@ fn clean_metadata(kind: &Kind, value: &mut Value, namespace: &str) {
     }
     if kind.generation {
         metadata.insert("generation".into(), 1.into());
-    }
-    for empty in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        let nothing = |v: &Value| {
-            v.is_null() || v.as_object().is_some_and(Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
-        };
-        if metadata.get(empty).is_some_and(nothing) {
-            metadata.remove(empty);
-        }
     }
 }
 

@@ -6,12 +6,14 @@ use serde_json::{Value, json};
 
 use super::create::expect;
 use super::options::DeleteOptions;
-use super::{Api, Write, conflict, convert, log_failed, modified, now};
+use super::{Api, Write, convert, crds, log_failed, modified, now};
 use crate::kinds::Kind;
-use crate::status::Result;
+use crate::status::{ApiError, Result};
 use crate::store::{Draft, Expect, Key, Object, Refused};
 
 const ATTEMPTS: usize = 64;
+/// Namespaces that nobody may delete. plugin/admission/namespace/lifecycle.
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// What is left after a deletion was asked for.
 pub(crate) enum Deleted {
@@ -35,6 +37,10 @@ enum Step {
 impl Api {
     pub(crate) fn delete(&self, write: &Write<'_>, key: &Key, options: &DeleteOptions) -> Result<Deleted> {
         for _ in 0..ATTEMPTS {
+            if write.kind.is("", "namespaces") && IMMORTAL.contains(&&*key.name) {
+                let said = "this namespace may not be deleted";
+                return Err(ApiError::forbidden("namespaces", "", &key.name, said));
+            }
             let current = expect(write, key)?;
             check(write.kind, &current, options)?;
             let done = match plan(write.kind, &current.value(), options, jiff::Timestamp::now()) {
@@ -100,7 +106,7 @@ fn check(kind: &Kind, current: &Object, options: &DeleteOptions) -> Result<()> {
              deleted and then recreated",
             current.uid
         );
-        return Err(conflict(kind, &current.key.name, &message));
+        return Err(refused(kind, current, &message));
     }
     match &options.revision {
         Some(revision) if *revision != current.revision.to_string() => {
@@ -109,17 +115,35 @@ fn check(kind: &Kind, current: &Object, options: &DeleteOptions) -> Result<()> {
                  The object might have been modified",
                 current.revision
             );
-            Err(conflict(kind, &current.key.name, &message))
+            Err(refused(kind, current, &message))
         }
         _ => Ok(()),
     }
 }
 
+/// A precondition that fails; apiserver's `BeforeDelete` names the kind where others name the resource.
+fn refused(kind: &Kind, current: &Object, message: &str) -> ApiError {
+    ApiError::conflict(&kind.kind, &kind.group, &current.key.name, message)
+}
+
 fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
+    if kind.is("apiextensions.k8s.io", "customresourcedefinitions")
+        && !object["metadata"]["deletionTimestamp"].is_string()
+    {
+        let mut held = object.clone();
+        crds::hold(&mut held);
+        return plan_of(kind, &held, options, at);
+    }
+    plan_of(kind, object, options, at)
+}
+
+fn plan_of(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
     let meta = &object["metadata"];
     let deleting = meta["deletionTimestamp"].is_string();
     let old_finalizers = texts(&meta["finalizers"]);
-    let finalizers = propagate(old_finalizers.clone(), options.propagation.as_deref());
+    // Jobs have always left their pods behind unless told otherwise. registry/batch/job: `DefaultGarbageCollectionPolicy`.
+    let default = (kind.is("batch", "jobs") && !deleting).then_some("Orphan");
+    let finalizers = propagate(old_finalizers.clone(), options.propagation.as_deref().or(default));
     let mut next = object.clone();
     if kind.is("", "namespaces") {
         return plan_namespace(object, next, finalizers);

@@ -8,7 +8,7 @@ use http::request::Parts;
 use serde_json::{Value, json};
 
 use super::Api;
-use super::http::{Answer, accepted, json as answer_json, json_bytes, not_acceptable};
+use super::http::{Answer, accepted, agree, json as answer_json, json_bytes, not_acceptable};
 use crate::auth::tokens::ISSUER;
 use crate::kinds::{Kind, Kinds, Version};
 use crate::openapi::protobuf;
@@ -40,22 +40,25 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let missing = || Ok(super::handle::page_not_found());
     match segments.as_slice() {
-        ["api"] => match aggregated(&parts.headers) {
-            Some(version) => Ok(discovery_list(&kinds, version, true)),
-            None => Ok(answer_json(
+        ["api"] => match aggregated(&parts.headers)? {
+            true => Ok(discovery_list(&kinds, true)),
+            false => Ok(answer_json(
                 200,
                 &json!({"kind": "APIVersions", "versions": ["v1"],
                 "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host(&parts.headers)}]}),
             )),
         },
-        ["apis"] => match aggregated(&parts.headers) {
-            Some(version) => Ok(discovery_list(&kinds, version, false)),
-            None => {
+        ["apis"] => match aggregated(&parts.headers)? {
+            true => Ok(discovery_list(&kinds, false)),
+            false => {
                 let groups: Vec<_> =
                     kinds.groups.iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, versions(v))).collect();
                 Ok(answer_json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
             }
         },
+        ["api" | "apis", ..] if segments.len() < 4 && agree(&parts.headers).is_err() => {
+            agree(&parts.headers).and(Err(unknown_version()))
+        }
         ["apis", name] => match kinds.versions(name).filter(|_| !name.is_empty()) {
             Some(found) => {
                 let mut group = group(name, versions(found));
@@ -64,13 +67,19 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
             }
             None => missing(),
         },
-        ["api", version] => resources(&kinds, "", version).map_or_else(missing, |list| Ok(answer_json(200, &list))),
-        ["apis", group, version] if !group.is_empty() => {
-            resources(&kinds, group, version).map_or_else(missing, |list| Ok(answer_json(200, &list)))
-        }
+        ["api", version] => match resources(&kinds, "", version) {
+            Some(list) => Ok(answer_json(200, &list)),
+            None => Err(unknown_version()),
+        },
+        ["apis", group, version] if !group.is_empty() => match resources(&kinds, group, version) {
+            Some(list) => Ok(answer_json(200, &list)),
+            // Groups of built-in kinds know what they have not.
+            None if kinds.versions(group).is_some_and(has_builtin) => Err(unknown_version()),
+            None => missing(),
+        },
         ["openapi", "v2"] => openapi_v2(api, &kinds, &parts.headers),
         ["openapi", "v3", ..] => openapi_v3(api, &kinds, path, &parts.headers),
-        [""] => Ok(answer_json(200, &paths(&kinds))),
+        [] | [""] => Ok(answer_json(200, &paths(&kinds))),
         [".well-known", "openid-configuration"] => Ok(answer_json(
             200,
             &json!({"issuer": ISSUER,
@@ -79,6 +88,16 @@ pub(crate) async fn answer(api: &Arc<Api>, parts: &Parts) -> Result<Answer> {
         )),
         _ => missing(),
     }
+}
+
+fn has_builtin(versions: &[Version]) -> bool {
+    versions.iter().flat_map(|(_, kinds)| kinds).any(|kind| !kind.custom)
+}
+
+fn unknown_version() -> ApiError {
+    let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
+    error.details = json!({});
+    error
 }
 
 fn host(headers: &HeaderMap) -> &str {
@@ -133,47 +152,61 @@ fn resources(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
         }
     }
     let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": list}))
+    let mut answer = json!({"kind": "APIResourceList", "groupVersion": api_version, "resources": list});
+    // The list of the core group is older than the field.
+    if !group.is_empty() {
+        answer["apiVersion"] = "v1".into();
+    }
+    Some(answer)
 }
 
-/// Changes with the version that objects are stored in, as clients expect of it.
+/// Changes with the version that objects are stored in, as clients expect of it. apiserver: `StorageVersionHash`.
 fn hash(kind: &Kind) -> String {
     use base64::Engine;
     use sha2::Digest;
-    let digest = sha2::Sha256::digest(format!("{}/{}/{}", kind.group, kind.storage_version, kind.kind));
+    let digest = sha2::Sha256::digest(format!(
+        "{}{}, Kind={}",
+        if kind.storage_version.contains('/') { "" } else { "/" },
+        kind.storage_version,
+        kind.kind
+    ));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
-/// The version of aggregated discovery that a client accepts.
-fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
-    accepted(headers).iter().find_map(|(media, parameters)| {
+/// Whether a client accepts aggregated discovery; 406 when it accepts neither form.
+fn aggregated(headers: &HeaderMap) -> Result<bool> {
+    let aggregated = accepted(headers).iter().any(|(media, parameters)| {
         let get = |name: &str| parameters.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
-        let wanted = media == "application/json"
+        media == "application/json"
             && get("g") == Some("apidiscovery.k8s.io")
-            && get("as") == Some("APIGroupDiscoveryList");
-        match get("v") {
-            Some("v2") if wanted => Some("v2"),
-            Some("v2beta1") if wanted => Some("v2beta1"),
-            _ => None,
-        }
-    })
+            && get("as") == Some("APIGroupDiscoveryList")
+            && get("v") == Some("v2")
+    });
+    if !aggregated {
+        agree(headers)?;
+    }
+    Ok(aggregated)
 }
 
-fn discovery_list(kinds: &Kinds, version: &str, core: bool) -> Answer {
-    let response_kind =
-        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+fn discovery_list(kinds: &Kinds, core: bool) -> Answer {
+    let response_kind = |of: &Kind, group: &str, version: &str, kind: &str| {
+        // Left empty where it is the version that is described.
+        let own = (group, version) == (&*of.group, &*of.version);
+        let (group, version) = if own { ("", "") } else { (group, version) };
+        json!({"group": group, "version": version, "kind": kind})
+    };
     let resource = |kind: &Arc<Kind>| {
         let subresources: Vec<_> = kind
             .subresources
             .iter()
             .map(|sub| {
                 json!({"subresource": sub.name, "verbs": sub.verbs,
-                    "responseKind": response_kind(&sub.group, &sub.version, &sub.kind)})
+                    "responseKind": response_kind(kind, &sub.group, &sub.version, &sub.kind)})
             })
             .collect();
         let mut resource = json!({"resource": &*kind.plural, "singularResource": &*kind.singular, "verbs": kind.verbs,
             "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
-            "responseKind": response_kind(&kind.group, &kind.version, &kind.kind)});
+            "responseKind": response_kind(kind, &kind.group, &kind.version, &kind.kind)});
         for (key, list) in [
             ("shortNames", json!(kind.short_names)),
             ("categories", json!(kind.categories)),
@@ -201,13 +234,11 @@ fn discovery_list(kinds: &Kinds, version: &str, core: bool) -> Answer {
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
-    let body = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+    let body = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {}, "items": items});
     let mut answer = answer_json(200, &body);
-    let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    if let Ok(media) = HeaderValue::from_str(&media) {
-        answer.headers_mut().insert(CONTENT_TYPE, media);
-    }
+    let media = HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    answer.headers_mut().insert(CONTENT_TYPE, media);
     answer.headers_mut().insert("vary", HeaderValue::from_static("Accept"));
     answer
 }

@@ -2,45 +2,70 @@
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HeaderMap};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::create::check_identity;
 use super::delete::Deleted;
-use super::faults::control;
 use super::faults::rules::Asked;
-use super::http::{Answer, content_type, failure, json as answer_json, parse_as, read_body, text, warn};
+use super::faults::{Line, control};
+use super::http::{
+    Answer, Asking, content_type, duplicates, failure, into_yaml, json as answer_json, parse_as, read_body, text,
+    wants_yaml, warn,
+};
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
-use super::{Api, Call, Written, admission, metrics, proxy, reviews, scale, subresources, watch};
+use super::{Api, Call, Write, Written, admission, metrics, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
 use crate::selector::{required, required_name};
 use crate::status::{ApiError, Result};
 
 pub(crate) async fn handle(api: Arc<Api>, certified: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
-    match route(&api, certified.as_deref(), parts, body).await {
+    let yaml = wants_yaml(&parts.headers);
+    let mut answer = match admit(&api, certified.as_deref(), parts, Either::Left(body)).await {
         Ok(answer) => answer,
         Err(error) => failure(&error),
+    };
+    if !answer.headers().contains_key(CACHE_CONTROL) {
+        answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     }
+    if yaml { into_yaml(answer).await } else { answer }
 }
 
-async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Incoming) -> Result<Answer> {
+/// Lets a request through, with the faults that were asked for.
+async fn admit(api: &Arc<Api>, certified: Option<&User>, parts: Parts, mut body: Asking) -> Result<Answer> {
     let user = authenticate(api, certified, &parts.headers)?;
     let user = impersonate(api, user, &parts.headers)?;
+    let Some(faults) = &api.faults else { return route(api, user, parts, body).await };
     let path = parts.uri.path();
-    if let Some(faults) = &api.faults {
-        if let Some(below) = control::below(path) {
-            return control::answer(api, faults, &user, &parts, below, body).await;
-        }
-        let watch = Options::parse(parts.uri.query()).flag("watch");
-        let asked = Asked { method: parts.method.as_str(), path, user: &user.name, watch };
-        faults.interfere(&asked, parts.extensions.get()).await?;
+    if let Some(below) = control::below(path) {
+        return control::answer(api, faults, &user, &parts, below, body).await;
     }
+    let watch = Options::parse(parts.uri.query()).flag("watch");
+    let asked = Asked { method: parts.method.as_str(), path, user: &user.name, watch };
+    let Some(strike) = faults.judge(&asked) else { return route(api, user, parts, body).await };
+    let line = parts.extensions.get::<Arc<Line>>().cloned();
+    if strike.after {
+        let answer = route(api, user, parts, body).await;
+        strike.fall(line.as_ref()).await?;
+        return answer;
+    }
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        // A client that leaves is only noticed behind its body; then what it asked for is forgotten.
+        body = Either::Right(Full::new(read_body(body).await?));
+    }
+    strike.fall(line.as_ref()).await?;
+    route(api, user, parts, body).await
+}
+
+async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result<Answer> {
+    let path = parts.uri.path();
     let Some(target) = Target::parse(path) else {
         let action = Action { verb: non_resource_verb(&parts.method), path: Some(path), ..Action::default() };
         if !api.authorizer.allows(&user, &action) {
@@ -51,7 +76,13 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         }
         return other(api, &parts).await;
     };
-    let options = Options::parse(parts.uri.query());
+    let mut options = Options::parse(parts.uri.query());
+    options.kind = match parts.method {
+        Method::PUT => "UpdateOptions",
+        Method::PATCH => "PatchOptions",
+        Method::DELETE => "DeleteOptions",
+        _ => "CreateOptions",
+    };
     let watching =
         options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
     let verb = target.verb(&parts.method, watching);
@@ -77,7 +108,8 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         !target.namespace.is_empty() && !kind.is("", "namespaces")
     };
     if misplaced {
-        return Err(if target.name.is_empty() && !kind.custom { not_allowed() } else { missing() });
+        let unlisted = kind.namespaced && target.name.is_empty() && !kind.custom;
+        return Err(if unlisted { not_allowed() } else { missing() });
     }
     let resource = api.store.resource(&kind.storage);
     let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
@@ -86,6 +118,9 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
             return Err(not_allowed());
         }
         let body = read_body(body).await?;
+        if &*call.kind.plural == "bindings" {
+            return subresources::bind_named(api, call, &body);
+        }
         return reviews::answer(api, &call, &body);
     }
     if &*call.kind.group == "metrics.k8s.io" {
@@ -104,23 +139,32 @@ async fn route(api: &Arc<Api>, certified: Option<&User>, parts: Parts, body: Inc
         return Err(missing());
     }
     let method = &parts.method;
-    if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
+    if !matches!(*method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
         return Err(not_allowed());
     }
-    resource_request(api, call, verb, body).await
+    let warning = deprecation(&call);
+    let mut answer = match resource_request(api, call, verb, body).await {
+        Err(error) if warning.is_some() => failure(&error),
+        answer => answer?,
+    };
+    warn(&mut answer, warning.as_slice());
+    Ok(answer)
 }
 
-async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming) -> Result<Answer> {
+async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Asking) -> Result<Answer> {
     let allowed = match call.target.subresource.as_str() {
         "" => call.kind.verbs.contains(&verb),
         _ => matches!(verb, "get" | "update" | "patch"),
     };
     let named = !call.target.name.is_empty();
     if !allowed || verb == "create" && named || matches!(verb, "update" | "patch") && !named {
-        return Err(not_allowed());
+        return Err(match call.kind.custom && !call.target.subresource.is_empty() {
+            true => unsupported(&call, verb),
+            false => not_allowed(),
+        });
     }
+    call.options.check_timeout()?;
     match verb {
-        "get" if call.options.flag("watch") && call.target.subresource.is_empty() => watch::watch(api, call),
         "get" => {
             read::check_revision(api, &call)?;
             read::get(&call)
@@ -129,15 +173,23 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
         "watch" => watch::watch(api, call),
         "create" => {
             let body = read_body(body).await?;
-            let value = parse_as(&call.kind.kind, &content_type(&call.headers), &body)?;
-            written(&call, api.create(&call.write()?, &call.target.namespace, value)?)
+            let media = content_type(&call.headers);
+            let value = parse_as(&call.kind.kind, &media, &body)?;
+            let duplicates = duplicates(&media, &body);
+            let write = Write { duplicates: &duplicates, body: &body, ..call.write()? };
+            written(&call, api.create(&write, &call.target.namespace, value)?)
         }
         "update" => {
             let body = read_body(body).await?;
             let mut value = parse_as(&call.kind.kind, &content_type(&call.headers), &body)?;
             // Before the object is looked up: a body for another object is a bad request even when this one is missing.
             check_identity(&call.kind, &mut value, &call.target.namespace, &call.target.name)?;
-            written(&call, api.modify(&call.write()?, &call.key(), |_| Ok(value.clone()))?)
+            let duplicates = duplicates(&content_type(&call.headers), &body);
+            let write = Write { duplicates: &duplicates, body: &body, ..call.write()? };
+            if call.kind.creates_on_update() && call.target.subresource.is_empty() {
+                return replaced_or_created(api, &call, &write, value);
+            }
+            written(&call, api.modify(&write, &call.key(), |_| Ok(value.clone()))?)
         }
         "patch" => {
             let body = read_body(body).await?;
@@ -151,7 +203,14 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
                 admission::node::delete(&call.user, &call.kind, &object.value())?;
             }
             let deleted = api.delete(&write, &call.key(), &options)?;
-            Ok(answer_json(200, &Api::deletion_answer(&call.kind, &deleted)))
+            let mut answer = answer_json(200, &Api::deletion_answer(&call.kind, &deleted));
+            if call.kind.is("batch", "jobs") && options.propagation.is_none() {
+                let said = "child pods are preserved by default when jobs are deleted; set \
+                            propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress \
+                            this warning";
+                warn(&mut answer, &[said.to_owned()]);
+            }
+            Ok(answer)
         }
         "deletecollection" => {
             let options = delete_options(&call, body).await?;
@@ -161,12 +220,40 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Incoming
     }
 }
 
-async fn delete_options(call: &Call, body: Incoming) -> Result<DeleteOptions> {
+/// Kinds whose clients may begin with an update. apiserver: `AllowCreateOnUpdate`.
+fn replaced_or_created(api: &Api, call: &Call, write: &Write<'_>, value: Value) -> Result<Answer> {
+    loop {
+        if write.resource.get(&call.key()).is_none() {
+            match api.create(write, &call.target.namespace, value.clone()) {
+                Err(error) if error.reason == "AlreadyExists" => continue,
+                other => return written(call, other?),
+            }
+        }
+        match api.modify(write, &call.key(), |_| Ok(value.clone())) {
+            Err(error) if error.code == 404 && write.resource.get(&call.key()).is_none() => {}
+            other => return written(call, other?),
+        }
+    }
+}
+
+async fn delete_options(call: &Call, body: Asking) -> Result<DeleteOptions> {
     let body = read_body(body).await?;
     let media = content_type(&call.headers);
-    let value = if body.is_empty() { Value::Null } else { parse_as("DeleteOptions", &media, &body)? };
+    let value = match body.is_empty() {
+        true => Value::Null,
+        false => parse_as(DELETE_OPTIONS, &media, &body)?,
+    };
+    let text = |key: &str| value[key].as_str().unwrap_or_default();
+    if !matches!(text("kind"), "" | DELETE_OPTIONS) {
+        let registered = "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27";
+        let (kind, version) = (text("kind"), text("apiVersion"));
+        let message = format!("no kind {kind:?} is registered for version {version:?} in scheme {registered:?}");
+        return Err(ApiError::bad_request(message));
+    }
     DeleteOptions::read(&value, &call.options)
 }
+
+const DELETE_OPTIONS: &str = "DeleteOptions";
 
 fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<Answer> {
     let page = read::select(api, call)?;
@@ -176,15 +263,35 @@ fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<
     for object in &page.objects {
         admission::node::delete(&call.user, &call.kind, &object.value())?;
         match api.delete(&write, &object.key, options) {
-            Ok(Deleted::Gone(object) | Deleted::Pending(object)) => items.push(Api::served_value(&call.kind, &object)),
+            // The answer tells what was there, not what became of it.
+            Ok(Deleted::Gone(_) | Deleted::Pending(_)) => {
+                let mut item = Api::served_value(&call.kind, object);
+                if !call.kind.custom {
+                    super::create::remove(&mut item, "kind");
+                    super::create::remove(&mut item, "apiVersion");
+                }
+                items.push(item);
+            }
             // Somebody else was faster; that is what was asked for.
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
         }
     }
-    let list = json!({"kind": &*call.kind.list_kind, "apiVersion": call.kind.api_version(),
+    let mut list = json!({"kind": &*call.kind.list_kind, "apiVersion": call.kind.api_version(),
         "metadata": {"resourceVersion": api.store.revision().to_string()}, "items": items});
+    if call.kind.custom {
+        list["metadata"]["continue"] = "".into();
+    }
     Ok(answer_json(200, &list))
+}
+
+/// What Kubernetes says of kinds that are on their way out.
+fn deprecation(call: &Call) -> Option<String> {
+    if let Some(said) = &call.kind.deprecation {
+        return Some(said.to_string());
+    }
+    (call.kind.group.is_empty() && &*call.kind.plural == "endpoints")
+        .then(|| "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned())
 }
 
 pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
@@ -193,12 +300,15 @@ pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
     Ok(answer)
 }
 
-async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -> Result<Answer> {
+async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Asking) -> Result<Answer> {
     let name = call.target.subresource.clone();
     if call.kind.subresource(&name).is_none() {
         let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
         error.details = json!({});
         return Err(error);
+    }
+    if parts.method == Method::PUT && name == "log" {
+        return Err(not_allowed());
     }
     match name.as_str() {
         "scale" => scale::answer(api, &call, &parts.method, read_body(body).await?),
@@ -209,7 +319,16 @@ async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Incoming) -
     }
 }
 
-fn not_allowed() -> ApiError {
+/// As the handler of custom kinds refuses a verb.
+fn unsupported(call: &Call, verb: &str) -> ApiError {
+    let name = format!("{}.{}", call.kind.plural, call.kind.group);
+    let message = format!("{verb} is not supported on resources of kind {name:?}");
+    let mut error = ApiError::new(405, "MethodNotAllowed", message);
+    error.details = json!({"group": &*call.kind.group, "kind": &*call.kind.plural});
+    error
+}
+
+pub(super) fn not_allowed() -> ApiError {
     let mut error =
         ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
     error.details = json!({});
@@ -320,7 +439,9 @@ fn authorize(api: &Api, user: &User, target: &Target, verb: &str, options: &Opti
         "list" | "watch" | "deletecollection" => options.get("fieldSelector").and_then(required_name),
         _ => None,
     };
-    let name = if target.name.is_empty() { selected.unwrap_or_default() } else { &target.name };
+    let selected = selected.unwrap_or_default();
+    let node = options.get("fieldSelector").and_then(|fields| required(fields, "spec.nodeName")).unwrap_or_default();
+    let name = if target.name.is_empty() { &selected } else { &target.name };
     let action = Action {
         verb,
         group: &target.group,
@@ -333,15 +454,14 @@ fn authorize(api: &Api, user: &User, target: &Target, verb: &str, options: &Opti
             &target.namespace
         },
         name,
-        node: options.get("fieldSelector").and_then(|fields| required(fields, "spec.nodeName")).unwrap_or_default(),
+        node: &node,
         path: None,
     };
     let decision = api.authorizer.decide(user, &action);
     if decision.allowed {
         return Ok(());
     }
-    let shown = Action { namespace: &target.namespace, ..action };
-    let denial = shown.denial_because(user, &decision.reason);
+    let denial = action.denial_because(user, &decision.reason);
     Err(ApiError::forbidden(&target.resource, &target.group, name, &denial))
 }
 

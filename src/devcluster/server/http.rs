@@ -8,7 +8,7 @@ use futures::Stream;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use serde_json::Value;
 
@@ -17,6 +17,8 @@ use crate::status::{ApiError, Result};
 /// Errors in the middle of a streamed answer end the connection.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub(crate) type Answer = Response<Body>;
+/// What a request brings: as it comes in, or read already.
+pub(crate) type Asking = Either<Incoming, Full<Bytes>>;
 
 /// What the API server accepts in one request. apiserver: `MaxRequestBodyBytes`.
 const BODY_LIMIT: usize = 3 << 20;
@@ -61,6 +63,7 @@ pub(crate) fn failure(error: &ApiError) -> Answer {
     if let Some(seconds) = error.details["retryAfterSeconds"].as_u64() {
         answer.headers_mut().insert("retry-after", seconds.into());
     }
+    warn(&mut answer, &error.warnings);
     answer
 }
 
@@ -75,14 +78,14 @@ pub(crate) fn warn(answer: &mut Answer, warnings: &[String]) {
 }
 
 /// Reads a whole body within its limit and its time.
-pub(crate) async fn read_body(body: Incoming) -> Result<Bytes> {
+pub(crate) async fn read_body(body: Asking) -> Result<Bytes> {
     match tokio::time::timeout(BODY_DEADLINE, collect(body)).await {
         Ok(read) => read,
         Err(_) => Err(ApiError::new(408, "Timeout", "timed out reading the body")),
     }
 }
 
-async fn collect(mut body: Incoming) -> Result<Bytes> {
+async fn collect(mut body: Asking) -> Result<Bytes> {
     let too_large = || {
         let message = format!("Request entity too large: limit is {BODY_LIMIT}");
         ApiError::new(413, "RequestEntityTooLarge", message)
@@ -128,24 +131,58 @@ pub(crate) fn parse(content_type: &str, body: &[u8]) -> Result<Value> {
     parse_as("Object", content_type, body)
 }
 
+/// What a body must at least be, as the API server shows it.
+const TYPE_META: &str =
+    r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
 /// Parses a body that should be an object of `kind`, which is named when it is not.
 pub(crate) fn parse_as(kind: &str, content_type: &str, body: &[u8]) -> Result<Value> {
+    let unversioned = |fault: String| format!("couldn't get version/kind; json parse error: {fault}");
     let parsed: Result<Value, String> = match content_type {
-        "" | "application/json" | "*/*" => serde_json::from_slice(body)
-            .map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))
-            .and_then(shallow),
+        "" | "application/json" | "*/*" => {
+            serde_json::from_slice(body).map_err(|_| super::scan::fault(body)).and_then(shallow).map_err(unversioned)
+        }
         "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body),
         "application/vnd.kubernetes.protobuf" => super::protobuf::decode(body).and_then(shallow),
         _ => return Err(unsupported_media(&OBJECT_MEDIA)),
     };
     let error = match parsed {
-        Ok(value) if value.is_object() => return Ok(value),
-        Ok(_) => "couldn't get version/kind; json parse error: a JSON object was expected".to_owned(),
+        Ok(Value::Null) => return Ok(serde_json::json!({})),
+        Ok(Value::Object(fields)) => {
+            let text = |key: &str| match fields.get(key) {
+                None | Some(Value::Null) => Ok(""),
+                Some(Value::String(text)) => Ok(text.as_str()),
+                Some(other) => Err(unversioned(format!(
+                    "json: cannot unmarshal {} into Go struct field .{key} of type string",
+                    said(other)
+                ))),
+            };
+            match text("apiVersion").and_then(|version| text("kind").map(|_| version)) {
+                Ok(version) if version.matches('/').count() > 1 => {
+                    format!("unexpected GroupVersion string: {version}")
+                }
+                Ok(_) => return Ok(Value::Object(fields)),
+                Err(error) => error,
+            }
+        }
+        Ok(other) => unversioned(format!("json: cannot unmarshal {} into Go value of type {TYPE_META}", said(&other))),
         Err(error) => error,
     };
     let message =
         format!("the object provided is unrecognized (must be of type {kind}): {error} ({})", beginning(body));
     Err(ApiError::bad_request(message))
+}
+
+/// A value's type, as errors name it.
+pub(crate) fn said(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 const OBJECT_MEDIA: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
@@ -171,14 +208,24 @@ fn beginning(body: &[u8]) -> String {
     }
 }
 
+/// Fields that are twice in a JSON body, as in `duplicate field "spec.a"`. Of each, the last one counts.
+pub(crate) fn duplicates(content_type: &str, body: &[u8]) -> Vec<String> {
+    match content_type {
+        "" | "application/json" | "*/*" => super::duplicates::find(body),
+        "application/yaml" => super::yaml_duplicates::find(body),
+        _ => Vec::new(),
+    }
+}
+
 /// YAML is a superset of JSON, but the JSON parser is faster and kubectl sends JSON under this type as well.
 pub(crate) fn parse_yaml(body: &[u8]) -> Result<Value, String> {
     if let Ok(value) = serde_json::from_slice(body) {
         return shallow(value);
     }
     let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
-    // Its budget bounds depth, aliases and what they expand to.
-    serde_saphyr::from_str(text).map_err(|e| e.to_string()).and_then(shallow)
+    // Its budget bounds depth, aliases and what they expand to. Of a key that is there twice, the last one counts.
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string()).and_then(shallow)
 }
 
 /// The value, unless it nests deeper than [`DEPTH_LIMIT`].
@@ -219,26 +266,89 @@ pub(crate) fn accepted(headers: &HeaderMap) -> Vec<(String, Vec<(String, String)
     all.split(',').filter(|r| !r.trim().is_empty()).filter_map(range).collect()
 }
 
-/// Picks the first form that we can give; 406 when there is none.
-pub(crate) fn form(headers: &HeaderMap) -> Result<Form> {
-    let ranges = accepted(headers);
+/// The media types that answers come in.
+const OFFERED: [&str; 3] = OBJECT_MEDIA;
+
+/// What a client and this server agree on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Agreed {
+    pub(crate) form: Form,
+    pub(crate) yaml: bool,
+    /// Tables and partial objects are asked for in this old version.
+    pub(crate) beta: bool,
+    /// Asked for as one object (`Some(false)`) or as a list.
+    pub(crate) list: Option<bool>,
+}
+
+/// Picks the form that the client likes best of those that we can give; 406 when there is none.
+pub(crate) fn agree(headers: &HeaderMap) -> Result<Agreed> {
+    let plain = Agreed { form: Form::Object, yaml: false, beta: false, list: None };
+    let mut ranges = accepted(headers);
+    let quality = |parameters: &[(String, String)]| {
+        let q = parameters.iter().find(|(k, _)| k == "q").and_then(|(_, v)| v.parse::<f32>().ok());
+        // Thousandths, as three digits are all there may be.
+        (q.unwrap_or(1.0) * 1000.0) as i32
+    };
+    ranges.sort_by_key(|(_, parameters)| -quality(parameters));
     if ranges.is_empty() {
-        return Ok(Form::Object);
+        return Ok(plain);
     }
+    let mut known = false;
     for (media, parameters) in &ranges {
-        if !matches!(media.as_str(), "application/json" | "application/*" | "*/*") {
-            continue;
-        }
+        let yaml = match media.as_str() {
+            "application/json" | "*/*" => false,
+            "application/yaml" => true,
+            "application/vnd.kubernetes.protobuf" => {
+                known = true;
+                continue;
+            }
+            _ => continue,
+        };
+        known = true;
         let parameter = |name: &str| parameters.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
-        match parameter("as") {
-            None => return Ok(Form::Object),
-            Some(_) if parameter("g").is_some_and(|g| g != "meta.k8s.io") => {}
-            Some("Table") if matches!(parameter("v"), Some("v1" | "v1beta1")) => return Ok(Form::Table),
-            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Partial),
-            Some(_) => {}
+        let form = match parameter("as") {
+            None => return Ok(Agreed { yaml, ..plain }),
+            Some(_) if parameter("g").is_some_and(|g| g != "meta.k8s.io") => continue,
+            Some(_) if !matches!(parameter("v"), Some("v1" | "v1beta1")) => continue,
+            Some("Table") => (Form::Table, None),
+            Some("PartialObjectMetadata") => (Form::Partial, Some(false)),
+            Some("PartialObjectMetadataList") => (Form::Partial, Some(true)),
+            Some(_) => continue,
+        };
+        return Ok(Agreed { form: form.0, yaml, beta: parameter("v") == Some("v1beta1"), list: form.1 });
+    }
+    match known {
+        true => Err(not_acceptable(&OFFERED)),
+        // The router in front of the handlers has a sentence of its own.
+        false => {
+            let offered = OFFERED.join(", ");
+            let message = format!("406: Not Acceptable\n\nAvailable representations: {offered}");
+            let mut error = ApiError::new(406, "NotAcceptable", message);
+            error.details = serde_json::json!({});
+            Err(error)
         }
     }
-    Err(not_acceptable(&["application/json"]))
+}
+
+/// Whether answers to these headers are YAML.
+pub(crate) fn wants_yaml(headers: &HeaderMap) -> bool {
+    let named = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("yaml"));
+    headers.get_all(ACCEPT).iter().any(named) && agree(headers).is_ok_and(|agreed| agreed.yaml)
+}
+
+/// Turns a JSON answer into YAML.
+pub(crate) async fn into_yaml(answer: Answer) -> Answer {
+    if answer.headers().get(CONTENT_TYPE).is_none_or(|media| media != "application/json") {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    let read = body.collect().await.map(http_body_util::Collected::to_bytes);
+    let Some(value) = read.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) else {
+        return failure(&ApiError::internal("the answer cannot be written as YAML"));
+    };
+    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+    head.headers.remove(http::header::CONTENT_LENGTH);
+    Response::from_parts(head, full(super::yaml::write(&value)))
 }
 
 pub(crate) fn not_acceptable(offered: &[&str]) -> ApiError {
@@ -263,9 +373,24 @@ mod tests {
             ("application/vnd.kubernetes.protobuf,application/json", Some(Form::Object)),
             ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Some(Form::Partial)),
             ("*/*", Some(Form::Object)),
+            ("application/*", None),
+            ("application/yaml;as=Table;v=v1;g=meta.k8s.io", Some(Form::Table)),
+            ("application/json;as=Table;v=v2;g=meta.k8s.io", None),
             ("application/vnd.kubernetes.protobuf", None),
         ] {
-            assert_eq!(form(&headers(accept)).ok(), wanted, "{accept}");
+            assert_eq!(agree(&headers(accept)).ok().map(|agreed| agreed.form), wanted, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_better_liked_format_wins() {
+        for (accept, yaml) in [
+            ("application/json;q=0.5,application/yaml", true),
+            ("application/yaml;q=0.5,application/json", false),
+            ("application/json,application/yaml", false),
+            ("application/yaml", true),
+        ] {
+            assert_eq!(wants_yaml(&headers(accept)), yaml, "{accept}");
         }
     }
 

@@ -14,6 +14,10 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
 const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end \
     with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const TWO_SLASHES: &str = "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start \
+    and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. \
+    'example.com/MyName')";
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
     '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
     used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
@@ -37,10 +41,28 @@ fn is_name_part(text: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
+/// What only the server may change, where a client changed it. apimachinery: `ValidateObjectMetaAccessorUpdate`.
+pub(crate) fn immutable(new: &Value, old: &Value) -> Vec<FieldError> {
+    let (new, old) = (&new["metadata"], &old["metadata"]);
+    let mut errors = Vec::new();
+    let mut keep = |key: &str| {
+        if !new[key].is_null() && new[key] != old[key] {
+            errors.push(FieldError::invalid(format!("metadata.{key}"), &new[key], "field is immutable"));
+        }
+    };
+    // A deletion under way keeps its time, whatever the client says.
+    if old["deletionTimestamp"].is_null() {
+        keep("deletionTimestamp");
+    }
+    keep("deletionGracePeriodSeconds");
+    errors
+}
+
 /// What is wrong with a qualified name such as `example.com/name`; `None` when it is fine.
 pub(crate) fn qualified_name_fault(text: &str) -> Option<&'static str> {
     let name = match text.split_once('/') {
         None => text,
+        Some((_, name)) if name.contains('/') => return Some(TWO_SLASHES),
         Some((prefix, name)) if is_subdomain(prefix) => name,
         Some(_) => return Some(SUBDOMAIN),
     };
@@ -55,13 +77,22 @@ pub(crate) fn label_value_fault(text: &str) -> Option<&'static str> {
     (!text.is_empty() && !is_name_part(text)).then_some(LABEL_VALUE)
 }
 
+/// What is wrong with a DNS subdomain; `None` when it is fine.
+pub(crate) fn subdomain_fault(text: &str) -> Option<&'static str> {
+    (!is_subdomain(text)).then_some(SUBDOMAIN)
+}
+
 /// What is wrong with an object's name for its kind.
 pub(crate) fn name_fault(kind: &Kind, name: &str) -> Option<String> {
     if kind.is("", "namespaces") || kind.is("", "services") {
         if name.len() > 63 {
-            return Some("must be no more than 63 bytes".into());
+            return Some("must be no more than 63 characters".into());
         }
-        return (!is_label_text(name)).then(|| LABEL.into());
+        return match is_label_text(name) {
+            true => None,
+            false if is_subdomain(name) => Some("must not contain dots".into()),
+            false => Some(LABEL.into()),
+        };
     }
     if &*kind.group == "rbac.authorization.k8s.io" || kind.is("apiregistration.k8s.io", "apiservices") {
         // Such names are only kept from breaking paths.
@@ -73,7 +104,7 @@ pub(crate) fn name_fault(kind: &Kind, name: &str) -> Option<String> {
         };
     }
     if name.len() > 253 {
-        return Some("must be no more than 253 bytes".into());
+        return Some("must be no more than 253 characters".into());
     }
     (!is_subdomain(name)).then(|| SUBDOMAIN.into())
 }
@@ -83,6 +114,14 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Fie
     let meta = &new["metadata"];
     let mut errors = Vec::new();
     if old.is_none() {
+        let base = meta["generateName"].as_str().unwrap_or_default();
+        // What follows makes a dash at the end fine.
+        let masked = if base.len() > 1 && base.ends_with('-') { &base[..base.len() - 1] } else { base };
+        // Of a namespace the made name alone is looked at.
+        let looked_at = !base.is_empty() && !kind.is("", "namespaces");
+        if let Some(fault) = name_fault(kind, masked).filter(|_| looked_at) {
+            errors.push(FieldError::invalid("metadata.generateName", &json!(base), &fault));
+        }
         match meta["name"].as_str().unwrap_or_default() {
             "" => errors.push(FieldError::required("metadata.name", "name or generateName is required")),
             name => {
@@ -96,8 +135,8 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Fie
     annotations(&meta["annotations"], &mut errors);
     // The API extensions' own kinds and custom ones take any qualified name. apimachinery against core validation.
     let generic = kind.custom || matches!(&*kind.group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
-    finalizers(meta, old.map(|old| &old["metadata"]), generic, &mut errors);
     owners(&meta["ownerReferences"], &mut errors);
+    finalizers(meta, old.map(|old| &old["metadata"]), generic, &mut errors);
     errors
 }
 
@@ -134,13 +173,8 @@ fn finalizers(meta: &Value, old: Option<&Value>, generic: bool, errors: &mut Vec
     };
     let wanted = list(meta);
     for finalizer in &wanted {
-        let value = json!(finalizer);
-        let standard = matches!(finalizer.as_str(), "orphan" | "foregroundDeletion" | "kubernetes");
         if let Some(fault) = qualified_name_fault(finalizer) {
-            errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
-        } else if !generic && !standard && !finalizer.contains('/') {
-            let fault = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(FieldError::invalid("metadata.finalizers", &value, fault));
+            errors.push(FieldError::invalid("metadata.finalizers", &json!(finalizer), fault));
         }
     }
     if wanted.iter().any(|f| f == "orphan") && wanted.iter().any(|f| f == "foregroundDeletion") {
@@ -158,12 +192,19 @@ fn finalizers(meta: &Value, old: Option<&Value>, generic: bool, errors: &mut Vec
             errors.push(FieldError::forbidden("metadata.finalizers", &detail));
         }
     }
+    for (i, finalizer) in wanted.iter().enumerate().filter(|_| !generic) {
+        let standard = matches!(finalizer.as_str(), "orphan" | "foregroundDeletion" | "kubernetes");
+        if !standard && !finalizer.contains('/') {
+            let fault = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(format!("metadata.finalizers[{i}]"), &json!(finalizer), fault));
+        }
+    }
 }
 
 fn owners(owners: &Value, errors: &mut Vec<FieldError>) {
     let mut controllers = Vec::new();
-    for (i, owner) in owners.as_array().into_iter().flatten().enumerate() {
-        let field = format!("metadata.ownerReferences[{i}]");
+    for owner in owners.as_array().into_iter().flatten() {
+        let field = "metadata.ownerReferences";
         let text = |key: &str| owner[key].as_str().unwrap_or_default();
         if text("apiVersion").is_empty() {
             let error = FieldError::invalid(format!("{field}.apiVersion"), &json!(""), "version must not be empty");
@@ -176,8 +217,14 @@ fn owners(owners: &Value, errors: &mut Vec<FieldError>) {
                 errors.push(FieldError::invalid(format!("{field}.{key}"), &json!(""), detail));
             }
         }
+        if text("kind") == "Event" && matches!(text("apiVersion"), "v1" | "events.k8s.io/v1") {
+            let (group, version) = text("apiVersion").rsplit_once('/').unwrap_or(("", text("apiVersion")));
+            let shown = shown_owners(&json!([owner]));
+            let detail = format!("{group}/{version}, Kind=Event is disallowed from being an owner");
+            errors.push(FieldError::invalid_shown(field, shown.trim_matches(['[', ']']), &detail));
+        }
         if owner["controller"] == true {
-            controllers.push(text("name").to_owned());
+            controllers.push(format!("{}/{}", text("kind"), text("name")));
         }
     }
     if controllers.len() > 1 {
@@ -185,8 +232,18 @@ fn owners(owners: &Value, errors: &mut Vec<FieldError>) {
             "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
             controllers[0], controllers[1]
         );
-        errors.push(FieldError::invalid("metadata.ownerReferences", owners, &detail));
+        errors.push(FieldError::invalid_shown("metadata.ownerReferences", &shown_owners(owners), &detail));
     }
+}
+
+/// Owner references with their fields in the order of the type, as Kubernetes prints them.
+fn shown_owners(owners: &Value) -> String {
+    const FIELDS: [&str; 6] = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+    let shown = |owner: &Value| {
+        let fields = FIELDS.iter().filter_map(|f| owner.get(f).map(|v| format!("{}:{v}", json!(f))));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    };
+    format!("[{}]", owners.as_array().into_iter().flatten().map(shown).collect::<Vec<_>>().join(","))
 }
 
 /// A generated name: what was asked for and five characters that spell no words.

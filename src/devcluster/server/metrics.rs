@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::reading::{Reading, Usage};
-use super::http::{Answer, Form, form, full, json as answer_json};
+use super::http::{Answer, Form, agree, full, json as answer_json};
 use super::proxy;
 use super::read::partial;
 use super::{Api, Call, now};
@@ -65,7 +65,7 @@ impl Sampled {
 }
 
 pub(crate) async fn answer(api: &Api, call: &Call) -> Result<Answer> {
-    let form = form(&call.headers)?;
+    let form = agree(&call.headers)?.form;
     let nodes = &*call.kind.plural == "nodes";
     let kinds = api.registry.kinds();
     let measured = kinds

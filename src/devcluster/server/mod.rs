@@ -13,6 +13,7 @@ pub(crate) mod crds;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod discovery;
+mod duplicates;
 pub(crate) mod faults;
 pub(crate) mod handle;
 pub(crate) mod http;
@@ -28,11 +29,15 @@ pub(crate) mod proxy;
 pub(crate) mod read;
 pub(crate) mod reviews;
 pub(crate) mod scale;
+pub(crate) mod scan;
+mod services;
 mod socket;
 pub(crate) mod strategy;
 pub(crate) mod subresources;
 pub(crate) mod update;
 pub(crate) mod watch;
+mod yaml;
+mod yaml_duplicates;
 
 use std::sync::Arc;
 
@@ -40,6 +45,7 @@ use ::http::HeaderMap;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::Reset;
 use crate::auth::User;
 use crate::auth::rbac::Authorizer;
 use crate::auth::tokens::Tokens;
@@ -86,6 +92,7 @@ impl Call {
     }
 
     pub(crate) fn write(&self) -> Result<Write<'_>> {
+        self.options.check_manager()?;
         Ok(Write {
             kind: &self.kind,
             resource: &self.resource,
@@ -95,6 +102,8 @@ impl Call {
             dry_run: self.options.dry_run()?,
             validation: self.options.field_validation()?,
             source: Source::Body,
+            duplicates: &[],
+            body: &[],
         })
     }
 }
@@ -119,6 +128,22 @@ pub(crate) struct Write<'a> {
     pub(crate) dry_run: bool,
     pub(crate) validation: options::FieldValidation,
     pub(crate) source: Source,
+    /// Fields that are twice in the body, as in `duplicate field "spec.a"`.
+    pub(crate) duplicates: &'a [String],
+    /// The body as it was sent, when it is JSON of the whole object: faults are told in its order.
+    pub(crate) body: &'a [u8],
+}
+
+impl Write<'_> {
+    /// The fields that this request cannot set.
+    pub(crate) fn reset(&self) -> Reset {
+        match self.subresource {
+            "status" if self.kind.custom => Reset::Others,
+            "status" => Reset::Spec,
+            "" if self.kind.status => Reset::Status,
+            _ => Reset::Nothing,
+        }
+    }
 }
 
 /// What a write led to.
@@ -142,7 +167,7 @@ impl Api {
         if kind.stored_as_served() {
             return object.json.clone();
         }
-        convert::to_served(kind, object.value()).to_string().into()
+        crate::store::encoded(&convert::to_served(kind, object.value())).into()
     }
 
     pub(crate) fn served_value(kind: &Kind, object: &Object) -> Value {

@@ -1,7 +1,9 @@
 //! Continue tokens: where the next page of a list begins, and which state of the resource it shows.
 
 use base64::Engine;
+use base64::alphabet;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Value, json};
 
 use crate::status::{ApiError, Result};
@@ -15,6 +17,33 @@ pub(crate) struct Continue {
     /// The revision of the first page; `None` goes on with whatever is there now.
     pub(crate) revision: Option<u64>,
     pub(crate) after: Key,
+}
+
+/// As the servers' language decodes it: bits left over at the end are nobody's business.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone),
+);
+
+/// What is wrong with a token that is no JSON, in the words that Kubernetes has for its most common case.
+fn fault(bytes: &[u8], error: &serde_json::Error) -> String {
+    let first = bytes.iter().copied().find(|b| !b.is_ascii_whitespace());
+    match first.map(char::from) {
+        None => "unexpected end of JSON input".into(),
+        Some(c) if !matches!(c, '{' | '[' | '"' | '-' | '0'..='9' | 't' | 'f' | 'n') => {
+            let shown = match c {
+                c if c.is_ascii_graphic() => c.to_string(),
+                c if c.is_ascii() => format!("\\x{:02x}", u32::from(c)),
+                c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+                c => c.to_string(),
+            };
+            format!("invalid character '{shown}' looking for beginning of value")
+        }
+        Some(_) => error.to_string(),
+    }
 }
 
 impl Continue {
@@ -34,7 +63,7 @@ impl Continue {
     pub(crate) fn decode(token: &str, namespace: Option<&str>) -> Result<Self> {
         let invalid =
             |said: &str| Err(ApiError::bad_request(format!("invalid continue token: continue key is not valid{said}")));
-        let bytes = match URL_SAFE_NO_PAD.decode(token) {
+        let bytes = match LENIENT.decode(token) {
             Ok(bytes) => bytes,
             Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
                 return invalid(&format!(": illegal base64 data at input byte {at}"));
@@ -44,7 +73,7 @@ impl Continue {
         let token = match serde_json::from_slice::<Value>(&bytes) {
             Ok(token) if token.is_object() => token,
             Ok(_) => return invalid(": json: a JSON object was expected"),
-            Err(error) => return invalid(&format!(": {error}")),
+            Err(error) => return invalid(&format!(": {}", fault(&bytes, &error))),
         };
         let version = token["v"].as_str().unwrap_or_default();
         if version != VERSION {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::http::{Answer, Form, form, json as answer_json, json_bytes, streamed};
+use super::http::{Agreed, Answer, Form, agree, json as answer_json, json_bytes, streamed};
 use super::pages::{self, Continue};
 use super::{Api, Call, not_found};
 use crate::kinds::Kind;
@@ -32,15 +32,61 @@ pub(crate) fn get(call: &Call) -> Result<Answer> {
 
 /// One object in the form that the client asked for.
 pub(crate) fn object_answer(call: &Call, code: u16, object: &Object) -> Result<Answer> {
-    Ok(match form(&call.headers)? {
-        Form::Object => json_bytes(code, Api::served(&call.kind, object)),
-        Form::Partial => answer_json(code, &partial(&object.value())),
+    let agreed = agree_on(call, false)?;
+    let mut answer = match agreed.form {
+        // What was created for a dry run has no version.
+        Form::Object if object.revision == 0 => {
+            let mut value = Api::served_value(&call.kind, object);
+            super::create::remove(&mut value["metadata"], "resourceVersion");
+            value
+        }
+        Form::Object => return Ok(json_bytes(code, Api::served(&call.kind, object))),
+        Form::Partial => partial(&object.value()),
         Form::Table => {
             let value = Api::served_value(&call.kind, object);
             let meta = json!({"resourceVersion": object.revision.to_string()});
-            answer_json(code, &table(call, &meta, &[&value])?)
+            table(call, &meta, &[&value])?
         }
-    })
+    };
+    if agreed.beta {
+        make_beta(&mut answer);
+    }
+    Ok(answer_json(code, &answer))
+}
+
+/// The form of an answer with one object or a list of them; 406 when the client asked for the other.
+fn agree_on(call: &Call, list: bool) -> Result<Agreed> {
+    let agreed = agree(&call.headers)?;
+    match agreed.list {
+        Some(asked) if asked != list => {
+            let package = call.kind.group.split('.').next().filter(|p| !p.is_empty()).unwrap_or("core");
+            let (asked, is, kind) = match list {
+                false => ("PartialObjectMetadataList", "not a list", &call.kind.kind),
+                true => ("PartialObjectMetadata", "a list", &call.kind.list_kind),
+            };
+            let of = match (call.kind.custom, list) {
+                (false, _) => format!("*{package}.{kind}"),
+                (true, false) => "*unstructured.Unstructured".into(),
+                (true, true) => "*unstructured.UnstructuredList".into(),
+            };
+            let message = format!("you requested {asked}, but the requested object is {is} ({of})");
+            Err(ApiError::new(406, "NotAcceptable", message))
+        }
+        _ => Ok(agreed),
+    }
+}
+
+/// Renames tables and partial objects to the version before v1, which has the same fields.
+fn make_beta(answer: &mut Value) {
+    let rename = |value: &mut Value| {
+        if value["apiVersion"] == "meta.k8s.io/v1" {
+            value["apiVersion"] = "meta.k8s.io/v1beta1".into();
+        }
+    };
+    for row in answer.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten() {
+        row.get_mut("object").filter(|object| object.is_object()).map(rename);
+    }
+    rename(answer);
 }
 
 pub(crate) fn partial(value: &Value) -> Value {
@@ -53,7 +99,11 @@ pub(crate) fn include(call: &Call) -> Result<IncludeObject> {
         Some("None") => Ok(IncludeObject::None),
         Some("Object") => Ok(IncludeObject::Object),
         Some(other) => {
-            Err(ApiError::bad_request(format!("includeObject must be one of None, Metadata or Object, not {other}")))
+            let error = format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', \
+                 'Object', 'None', or empty"
+            );
+            Err(ApiError::bad_request(error))
         }
     }
 }
@@ -77,11 +127,14 @@ pub(crate) fn selector(call: &Call) -> Result<Selector> {
 }
 
 pub(crate) fn list(api: &Api, call: &Call) -> Result<Answer> {
-    let form = form(&call.headers)?;
+    let agreed = agree_on(call, true)?;
     let page = select(api, call)?;
     let selector_empty = call.options.get("labelSelector").is_none_or(str::is_empty)
         && call.options.get("fieldSelector").is_none_or(str::is_empty);
     let mut meta = json!({"resourceVersion": page.revision.to_string()});
+    if call.kind.custom {
+        meta["continue"] = "".into();
+    }
     if page.remaining > 0
         && let Some(last) = page.objects.last()
     {
@@ -91,18 +144,21 @@ pub(crate) fn list(api: &Api, call: &Call) -> Result<Answer> {
             meta["remainingItemCount"] = page.remaining.into();
         }
     }
-    match form {
-        Form::Object => Ok(stream_list(&call.kind, &meta, page.objects)),
+    let mut answer = match agreed.form {
+        Form::Object => return Ok(stream_list(&call.kind, &meta, page.objects)),
         Form::Partial => {
             let items: Vec<_> = page.objects.iter().map(|o| partial(&o.value())).collect();
-            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
-            Ok(answer_json(200, &list))
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
         }
         Form::Table => {
             let items: Vec<_> = page.objects.iter().map(|o| Api::served_value(&call.kind, o)).collect();
-            Ok(answer_json(200, &table(call, &meta, &items.iter().collect::<Vec<_>>())?))
+            table(call, &meta, &items.iter().collect::<Vec<_>>())?
         }
+    };
+    if agreed.beta {
+        make_beta(&mut answer);
     }
+    Ok(answer_json(200, &answer))
 }
 
 /// The objects that a list's parameters select.
@@ -122,7 +178,9 @@ pub(crate) fn select(api: &Api, call: &Call) -> Result<Page> {
     if let Some(revision) = asked.filter(|revision| *revision > now) {
         return Err(too_large(revision, now));
     }
-    let limit = options.number("limit")?.unwrap_or(0) as usize;
+    // What any version will do for comes from the watch cache, which knows no pages. apiserver: `shouldDelegateList`.
+    let whole = given == Some(0) && token.is_none() && !exact;
+    let limit = options.number("limit")?.filter(|_| !whole).unwrap_or(0) as usize;
     let range = Range {
         namespace: call.namespace().or(selector.namespace().filter(|ns| !ns.is_empty() && call.kind.namespaced)),
         after: token.as_ref().map(|t| &t.after),
@@ -152,6 +210,19 @@ pub(crate) fn too_large(revision: u64, now: u64) -> ApiError {
     error
 }
 
+/// An object as an item of a list. Lists of built-in kinds say once what their items are: those leave out `itself`, with
+/// which an object begins.
+fn item(kind: &Kind, itself: &str, object: &Object, out: &mut Vec<u8>) {
+    let served = Api::served(kind, object);
+    match served.strip_prefix(itself.as_bytes()).filter(|_| !kind.custom) {
+        Some(rest) => {
+            out.push(b'{');
+            out.extend_from_slice(rest);
+        }
+        None => out.extend_from_slice(&served),
+    }
+}
+
 fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Answer {
     let api_version = kind.api_version();
     let head = format!(
@@ -159,6 +230,7 @@ fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Ans
         json!(&*kind.list_kind),
         json!(api_version)
     );
+    let itself = format!("{{\"kind\":{},\"apiVersion\":{},", json!(&*kind.kind), json!(api_version));
     let total: usize = objects.iter().map(|o| o.json.len() + 1).sum();
     if total < PIECE {
         let mut out = Vec::with_capacity(head.len() + total + 3);
@@ -167,7 +239,7 @@ fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Ans
             if i > 0 {
                 out.push(b',');
             }
-            out.extend_from_slice(&Api::served(kind, object));
+            item(kind, &itself, object, &mut out);
         }
         out.extend_from_slice(b"]}\n");
         return json_bytes(200, out);
@@ -188,7 +260,7 @@ fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Ans
             if !std::mem::take(&mut first) {
                 out.push(b',');
             }
-            out.extend_from_slice(&Api::served(&kind, &object));
+            item(&kind, &itself, &object, &mut out);
         }
         Some(Ok(out.into()))
     });

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::create::check_identity;
+use super::create::{check_identity, record};
 use super::http::{Answer, content_type, json as answer_json, parse};
-use super::{Api, Call};
+use super::{Api, Call, now};
 use crate::auth::node::node_name;
 use crate::auth::tokens::audiences;
 use crate::auth::{Action, User};
@@ -30,9 +30,16 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
         }
         error
     };
+    if let Some(schema) = &kind.schema {
+        schema.canonical(&mut review, None);
+    }
+    record(&call.write()?, None, &mut review);
     let spec = &review["spec"];
     let status = match &*kind.plural {
-        "tokenreviews" => token_review(api, spec).map_err(invalid)?,
+        "tokenreviews" if spec["token"].as_str().is_none_or(str::is_empty) => {
+            return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+        }
+        "tokenreviews" => token_review(api, spec),
         "selfsubjectreviews" => json!({"userInfo": call.user.info()}),
         "selfsubjectrulesreviews" => {
             let namespace = spec["namespace"].as_str().unwrap_or_default();
@@ -64,23 +71,24 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
         _ => return Err(ApiError::new(405, "MethodNotAllowed", "use the binding subresource of the pod")),
     };
     review["status"] = status;
-    if let Some(metadata) = review["metadata"].as_object_mut() {
-        metadata.entry("creationTimestamp").or_insert(Value::Null);
+    if &*kind.plural == "selfsubjectrulesreviews" {
+        // The answer is made anew: what was asked is not in it.
+        (review["metadata"], review["spec"]) = (json!({}), json!({}));
+    }
+    if &*kind.plural == "selfsubjectreviews" {
+        review["metadata"]["creationTimestamp"] = now().into();
     }
     Ok(answer_json(201, &review))
 }
 
-fn token_review(api: &Api, spec: &Value) -> Result<Value, FieldError> {
+fn token_review(api: &Api, spec: &Value) -> Value {
     let token = spec["token"].as_str().unwrap_or_default();
-    if token.is_empty() {
-        return Err(FieldError::required("spec.token", ""));
-    }
     let wanted = audiences(spec);
     let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    Ok(match api.token_user(token, &names) {
+    match api.token_user(token, &names) {
         Ok((user, audiences)) => json!({"authenticated": true, "user": user.info(), "audiences": audiences}),
         Err(error) => json!({"user": {}, "error": error}),
-    })
+    }
 }
 
 fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
@@ -100,7 +108,7 @@ fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
     } else {
         let [verb, group, name, namespace, kind, subresource] =
             ["verb", "group", "name", "namespace", "resource", "subresource"].map(|key| text(resource, key));
-        let selected_node = selected_node(resource).unwrap_or_default().to_owned();
+        let selected_node = selected_node(resource).unwrap_or_default();
         let action = Action {
             verb: &verb,
             group: &group,
@@ -141,13 +149,13 @@ fn shown(path: &Value) -> Value {
 }
 
 /// The node that a review's field selector asks for.
-fn selected_node(resource: &Value) -> Option<&str> {
+fn selected_node(resource: &Value) -> Option<String> {
     let selector = &resource["fieldSelector"];
     if let Some(raw) = selector["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
         return required(raw, "spec.nodeName");
     }
     let wanted = selector["requirements"].as_array()?.iter().find(|r| r["key"] == "spec.nodeName")?;
-    wanted["values"][0].as_str().filter(|_| wanted["operator"] == "In")
+    wanted["values"][0].as_str().filter(|_| wanted["operator"] == "In").map(str::to_owned)
 }
 
 impl Api {

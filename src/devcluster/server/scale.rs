@@ -3,8 +3,9 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::http::{Answer, content_type, json as answer_json, parse};
-use super::patching::Patch;
+use super::create::{check_kind, check_name};
+use super::http::{Answer, content_type, json as answer_json, parse_as, parse_yaml};
+use super::patching::{APPLY, Patch};
 use super::{Api, Call, Source, not_found};
 use crate::kinds::Kind;
 use crate::status::{ApiError, FieldError, Result};
@@ -12,19 +13,35 @@ use crate::status::{ApiError, FieldError, Result};
 pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes) -> Result<Answer> {
     let kind = &call.kind;
     let media = content_type(&call.headers);
+    if *method == Method::PATCH && media == APPLY {
+        let written = api.apply_fields(call, &applied(kind, &body)?)?;
+        return Ok(answer_json(200, &show(kind, &Api::served_value(kind, &written.object))));
+    }
     let change = |old: &Value| -> Result<Value> {
         let shown = show(kind, old);
         let wanted = match *method {
-            Method::PUT => parse(&media, &body)?,
+            Method::PUT => {
+                let scale = parse_as("Scale", &media, &body)?;
+                check_kind(&scale, "Scale", &["autoscaling/v1"])?;
+                check_name(scale["metadata"]["name"].as_str().unwrap_or_default(), &call.target.name)?;
+                scale
+            }
             _ => Patch::read(kind, &media, body.clone())?.apply_to(kind, &shown)?,
         };
+        check_replicas(&wanted, *method == Method::PATCH)?;
         let given = wanted["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty());
         if given.is_some_and(|given| old["metadata"]["resourceVersion"] != given) {
             return Err(super::modified(kind, &call.target.name));
         }
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 && kind.custom {
+            // Custom kinds are told of their own field.
+            let error = FieldError::invalid(spec_path(kind), &json!(replicas), "should be a non-negative integer");
+            return Err(ApiError::invalid(&kind.kind, &kind.group, &call.target.name, &[error]));
+        }
         if replicas < 0 {
-            let error = FieldError::invalid("spec.replicas", &json!(replicas), "should be a non-negative integer");
+            let detail = "must be greater than or equal to 0";
+            let error = FieldError::invalid("spec.replicas", &json!(replicas), detail);
             return Err(ApiError::invalid("Scale", "autoscaling", &call.target.name, &[error]));
         }
         let mut new = old.clone();
@@ -38,15 +55,44 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
             write.source = Source::Body;
             api.modify(&write, &call.key(), change)?.object
         }
-        _ => {
-            return Err(ApiError::new(
-                405,
-                "MethodNotAllowed",
-                "the server does not allow this method on the requested resource",
-            ));
-        }
+        _ => return Err(super::handle::not_allowed()),
     };
-    Ok(answer_json(200, &show(kind, &Api::served_value(kind, &object))))
+    let value = Api::served_value(kind, &object);
+    if kind.custom && *method == Method::GET && at(&value, spec_path(kind)).is_null() {
+        let message = format!("the spec replicas field {:?} does not exist", spec_path(kind));
+        return Err(ApiError::internal(message));
+    }
+    Ok(answer_json(200, &show(kind, &value)))
+}
+
+/// Refuses a number of replicas that is no number.
+fn check_replicas(scale: &Value, patched: bool) -> Result<()> {
+    let replicas = &scale["spec"]["replicas"];
+    if replicas.is_null() || replicas.is_i64() {
+        return Ok(());
+    }
+    let given = super::http::said(replicas);
+    let fault = format!("json: cannot unmarshal {given} into Go struct field ScaleSpec.spec.replicas of type int32");
+    Err(match patched {
+        true => {
+            let error = FieldError::invalid("patch", &scale.to_string().into(), &fault);
+            ApiError::invalid("", "", "", &[error])
+        }
+        false => ApiError::bad_request(format!("Scale in version \"v1\" cannot be handled as a Scale: {fault}")),
+    })
+}
+
+/// What applying a `Scale` applies to the object itself.
+fn applied(kind: &Kind, body: &[u8]) -> Result<Value> {
+    let scale = parse_yaml(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    if scale["kind"] != "Scale" || scale["apiVersion"] != "autoscaling/v1" {
+        return Err(ApiError::bad_request("what is applied to scale must be a Scale of autoscaling/v1"));
+    }
+    let mut object = json!({"apiVersion": kind.api_version(), "kind": *kind.kind, "metadata": scale["metadata"]});
+    if !scale["spec"]["replicas"].is_null() {
+        set(&mut object, spec_path(kind), scale["spec"]["replicas"].clone());
+    }
+    Ok(object)
 }
 
 fn spec_path(kind: &Kind) -> &str {
@@ -65,8 +111,8 @@ fn show(kind: &Kind, object: &Value) -> Value {
     let status_path = kind.scale.as_ref().map_or(".status.replicas", |scale| &scale.status_replicas);
     let mut spec = json!({});
     let replicas = at(object, spec_path(kind));
-    if kind.scale.is_none() || replicas.as_i64().unwrap_or(0) != 0 {
-        spec["replicas"] = replicas.as_i64().unwrap_or(1).into();
+    if let Some(replicas) = replicas.as_i64().filter(|replicas| *replicas != 0) {
+        spec["replicas"] = replicas.into();
     }
     let mut status = json!({"replicas": at(object, status_path).as_i64().unwrap_or(0)});
     let selector = match &kind.scale {

@@ -2,15 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{Api, Write, admission, crds, meta, now};
+use super::{Api, Write, admission, now, services};
 use crate::selector;
 use crate::status::{ApiError, FieldError, Result};
+use crate::validate;
 
-const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Service addresses: 10.96.0.0/12 without its first hundred.
-const SERVICE_NET: u32 = (10 << 24) | (96 << 16);
-const SERVICE_NET_SIZE: u32 = 1 << 20;
-const NODE_PORTS: std::ops::RangeInclusive<u64> = 30_000..=32_767;
+const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
+/// Counts the templates that a DaemonSet has had.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
@@ -28,18 +27,19 @@ pub(crate) fn prepare_create(api: &Api, write: &Write<'_>, value: &mut Value) ->
         }
         value["spec"] = json!({"finalizers": finalizers});
         value["status"] = json!({"phase": "Active"});
-        value["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
     } else if kind.is("", "pods") {
         value["status"] = json!({"phase": "Pending"});
         let gated = value["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty());
         if gated {
             value["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False",
                 "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
-                "observedGeneration": 1, "lastProbeTime": null, "lastTransitionTime": null}]);
+                "lastProbeTime": null, "lastTransitionTime": now()}]);
         }
     } else if kind.is("apiextensions.k8s.io", "customresourcedefinitions") {
-        crds::default(value);
-        let errors = crds::validate(value);
+        let versions = value["spec"]["versions"].as_array().into_iter().flatten();
+        let stored: Vec<_> = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+        value["status"] = json!({"storedVersions": stored});
+        let errors = validate::definition::validate(value);
         if !errors.is_empty() {
             return Err(ApiError::invalid(&kind.kind, &kind.group, &name, &errors));
         }
@@ -57,39 +57,29 @@ pub(crate) fn prepare_create(api: &Api, write: &Write<'_>, value: &mut Value) ->
     } else if kind.is("", "nodes") {
         taint_not_ready(value);
     } else if kind.is("", "services") {
-        allocate_service(api, value)?;
+        services::allocate(api, value)?;
+    } else if kind.is("", "persistentvolumeclaims") || kind.is("", "persistentvolumes") {
+        value["status"] = json!({"phase": "Pending"});
+        if kind.is("", "persistentvolumeclaims") {
+            // plugin/admission/storage/storageobjectinuseprotection.
+            let finalizers = value["metadata"]["finalizers"].take();
+            let mut finalizers = finalizers.as_array().cloned().unwrap_or_default();
+            if !finalizers.contains(&json!(CLAIM_PROTECTION)) {
+                finalizers.push(CLAIM_PROTECTION.into());
+            }
+            value["metadata"]["finalizers"] = finalizers.into();
+        }
     }
     Ok(())
 }
 
 /// After defaulting: admission.
-pub(crate) fn admit_create(api: &Api, write: &Write<'_>, value: &mut Value, _warnings: &mut [String]) -> Result<()> {
+pub(crate) fn admit_create(api: &Api, write: &Write<'_>, value: &mut Value) -> Result<()> {
     admission::create(api, write, value)?;
     if write.kind.is("", "pods") && value["spec"].is_object() {
-        if admission::node::is_mirror(value) {
-            refuse_references(value)?;
-        } else {
-            admit_service_account(api, value)?;
-        }
-        admit_priority(api, value)?;
-        admit_tolerations(value);
+        admission::pods::create(api, value)?;
     }
     Ok(())
-}
-
-/// A pod that a node runs on its own has nothing that the cluster would have to give it.
-fn refuse_references(pod: &Value) -> Result<()> {
-    let refuse = |what: &str| {
-        let message = format!("a mirror pod may not reference {what}");
-        Err(ApiError::forbidden("pods", "", text(&pod["metadata"], "name"), &message))
-    };
-    if !text(&pod["spec"], "serviceAccountName").is_empty() {
-        return refuse("service accounts");
-    }
-    match crate::auth::node::references(pod).iter().any(|(kind, _)| *kind == "secrets") {
-        true => refuse("secrets"),
-        false => Ok(()),
-    }
 }
 
 /// Before defaulting an update.
@@ -98,14 +88,46 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
     admission::update(api, write, new, old)?;
     if kind.is("", "namespaces") && write.subresource != "finalize" {
         new["spec"] = old["spec"].clone();
+    } else if kind.is("", "pods") && write.subresource == "ephemeralcontainers" {
+        // Nothing else is changed through this path.
+        let containers = new["spec"]["ephemeralContainers"].take();
+        new["spec"] = old["spec"].clone();
+        super::create::remove(&mut new["spec"], "ephemeralContainers");
+        if containers.is_array() {
+            new["spec"]["ephemeralContainers"] = containers;
+        }
+    } else if kind.is("", "pods") && write.subresource == "resize" {
+        validate::resize::keep_but_resources(new, old);
     } else if kind.is("", "pods") && write.subresource == "status" {
         let ip = text(&new["status"], "podIP").to_owned();
         if !ip.is_empty() && new["status"]["podIPs"][0]["ip"] != ip.as_str() {
             new["status"]["podIPs"] = json!([{"ip": ip}]);
+        } else if ip.is_empty() && new["status"]["podIPs"][0]["ip"].is_string() {
+            new["status"]["podIP"] = new["status"]["podIPs"][0]["ip"].clone();
         }
-    } else if kind.is("apiextensions.k8s.io", "customresourcedefinitions") && write.subresource.is_empty() {
-        crds::default(new);
+    } else if kind.is("", "pods") && write.subresource.is_empty() && new["spec"].is_object() {
+        if new["spec"]["tolerations"] != old["spec"]["tolerations"] {
+            admission::pods::tolerations(new);
+        }
+    } else if kind.is("apps", "daemonsets") {
+        let before = old["metadata"]["annotations"][TEMPLATE_GENERATION].as_str().and_then(|g| g.parse::<i64>().ok());
+        let mut full = new.clone();
+        (validate::rules("apps", "DaemonSet").default)(&mut full);
+        let moved = write.subresource.is_empty() && full["spec"]["template"] != old["spec"]["template"];
+        let generation = before.unwrap_or(1) + i64::from(moved);
+        if !new["metadata"]["annotations"].is_object() {
+            new["metadata"]["annotations"] = json!({});
+        }
+        new["metadata"]["annotations"][TEMPLATE_GENERATION] = generation.to_string().into();
     } else if kind.is("", "services") && write.subresource.is_empty() && new["spec"].is_object() {
+        services::release(new, old);
+        if new["spec"]["clusterIP"] != old["spec"]["clusterIP"]
+            && new["spec"]["clusterIP"].is_string()
+            && new["spec"]["clusterIPs"] == old["spec"]["clusterIPs"]
+        {
+            // A client that knows one address only means the list of it.
+            new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
+        }
         for kept in ["clusterIP", "clusterIPs"] {
             if new["spec"].get(kept).is_none_or(|v| v.is_null() || v == "")
                 && text(&new["spec"], "type") != "ExternalName"
@@ -113,7 +135,7 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
                 new["spec"][kept] = old["spec"][kept].clone();
             }
         }
-        allocate_service(api, new)?;
+        services::allocate(api, new)?;
     }
     Ok(())
 }
@@ -121,8 +143,38 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
 pub(crate) fn validate_update(write: &Write<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
     let kind = write.kind;
     let mut errors = Vec::new();
+    if kind.is("", "pods") {
+        match write.subresource {
+            "status" => errors.extend(validate::validate_status(new, old)),
+            "ephemeralcontainers" => errors.extend(validate::validate_ephemeral(new, old)),
+            "resize" => errors.extend(validate::resize::validate(new, old)),
+            // A node is given by binding alone, and these containers come by their own path.
+            "" if ["nodeName", "ephemeralContainers"].iter().any(|key| new["spec"][*key] != old["spec"][*key]) => {
+                errors.push(FieldError::forbidden("spec", validate::MAY_CHANGE));
+            }
+            _ => {}
+        }
+    } else if kind.is("", "nodes") && write.subresource.is_empty() {
+        let (was, is) = (text(&old["spec"], "providerID"), text(&new["spec"], "providerID"));
+        if !was.is_empty() && was != is {
+            let detail = "node updates may not change providerID except from \"\" to valid";
+            errors.push(FieldError::forbidden("spec.providerID", detail));
+        }
+        if text(&new["spec"], "externalID") != text(&old["spec"], "externalID") {
+            errors.push(FieldError::forbidden("spec.externalID", "may not be updated"));
+        }
+    }
     if kind.is("apiextensions.k8s.io", "customresourcedefinitions") && write.subresource.is_empty() {
-        errors.extend(crds::validate(new));
+        errors.extend(validate::definition::validate_update(new, old));
+        let established = old["status"]["conditions"].as_array().into_iter().flatten();
+        if established.into_iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
+            for name in ["kind", "plural"] {
+                if new["spec"]["names"][name] != old["spec"]["names"][name] {
+                    let value = &new["spec"]["names"][name];
+                    errors.push(FieldError::invalid(format!("spec.names.{name}"), value, "field is immutable"));
+                }
+            }
+        }
         for field in ["group", "scope"] {
             if new["spec"][field] != old["spec"][field] {
                 errors.push(FieldError::invalid(format!("spec.{field}"), &new["spec"][field], "field is immutable"));
@@ -130,6 +182,19 @@ pub(crate) fn validate_update(write: &Write<'_>, new: &Value, old: &Value) -> Ve
         }
     }
     errors
+}
+
+/// After validation of an update: admission that looks at what will be.
+pub(crate) fn admit_update(api: &Api, write: &Write<'_>, new: &Value, old: &Value) -> Result<()> {
+    if write.kind.is("", "pods") && write.subresource == "resize" && new["spec"] != old["spec"] {
+        // Whether the node can do it is asked of the node.
+        let node = text(&old["spec"], "nodeName");
+        if !node.is_empty() && api.get("", "nodes", "", node).is_none() {
+            let message = format!("node {node:?} not found");
+            return Err(ApiError::forbidden("pods", "", text(&new["metadata"], "name"), &message));
+        }
+    }
+    Ok(())
 }
 
 /// A new node is not ready until the node lifecycle controller has seen that it is. admission: `TaintNodesByCondition`.
@@ -166,160 +231,14 @@ fn select_own_pods(job: &mut Value) {
         labels[format!("{prefix}controller-uid")] = uid.clone();
         labels[format!("{prefix}job-name")] = name.clone();
     }
-    job["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
-}
-
-/// Gives a service its address and its node ports.
-fn allocate_service(api: &Api, service: &mut Value) -> Result<()> {
-    let spec = &service["spec"];
-    let kind = match text(spec, "type") {
-        "" => "ClusterIP",
-        other => other,
+    // What the client selects stays beside it, to be refused in validation.
+    if !job["spec"]["selector"].is_object() {
+        job["spec"]["selector"] = json!({});
     }
-    .to_owned();
-    if !spec.is_object() || kind == "ExternalName" {
-        return Ok(());
+    if !job["spec"]["selector"]["matchLabels"].is_object() {
+        job["spec"]["selector"]["matchLabels"] = json!({});
     }
-    let services = api.resource("", "services");
-    if text(spec, "clusterIP").is_empty() {
-        let taken = |ip: &str| {
-            let at = services.fields().iter().position(|f| &*f.name == "spec.clusterIP");
-            let range = crate::store::Range { limit: 1, ..Default::default() };
-            let same = |o: &crate::store::Object| at.and_then(|at| o.fields.get(at)).is_some_and(|v| **v == *ip);
-            services.list(&api.store, &range, same).is_ok_and(|page| !page.objects.is_empty())
-        };
-        let free = (0..64).find_map(|_| {
-            let host = 100 + rand::random_range(0..SERVICE_NET_SIZE - 200);
-            let ip = std::net::Ipv4Addr::from(SERVICE_NET + host).to_string();
-            (!taken(&ip)).then_some(ip)
-        });
-        let ip = free.ok_or_else(|| ApiError::internal("failed to allocate a serviceIP: range is full"))?;
-        service["spec"]["clusterIP"] = ip.into();
-    }
-    let ip = service["spec"]["clusterIP"].clone();
-    if !service["spec"]["clusterIPs"].is_array() {
-        service["spec"]["clusterIPs"] = json!([ip]);
-    }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            if port["nodePort"].as_u64().unwrap_or(0) == 0 {
-                port["nodePort"] = rand::random_range(NODE_PORTS).into();
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The service account must exist; its token is mounted into every container.
-fn admit_service_account(api: &Api, pod: &mut Value) -> Result<()> {
-    let namespace = text(&pod["metadata"], "namespace").to_owned();
-    let pod_name = text(&pod["metadata"], "name").to_owned();
-    let spec = &mut pod["spec"];
-    let name = match (text(spec, "serviceAccountName"), text(spec, "serviceAccount")) {
-        ("", "") => "default",
-        ("", name) | (name, _) => name,
-    }
-    .to_owned();
-    spec["serviceAccountName"] = name.as_str().into();
-    spec["serviceAccount"] = name.as_str().into();
-    let Some(account) = api.get("", "serviceaccounts", &namespace, &name) else {
-        let message = format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
-        return Err(ApiError::forbidden("pods", "", &pod_name, &message));
-    };
-    let account = account.value();
-    if !spec["imagePullSecrets"].is_array() && account["imagePullSecrets"].is_array() {
-        spec["imagePullSecrets"] = account["imagePullSecrets"].clone();
-    }
-    let mount = spec["automountServiceAccountToken"]
-        .as_bool()
-        .or(account["automountServiceAccountToken"].as_bool())
-        .unwrap_or(true);
-    if mount {
-        mount_token(spec);
-    }
-    Ok(())
-}
-
-fn mount_token(spec: &mut Value) {
-    let volume = meta::generate_name("kube-api-access-");
-    let mut needed = false;
-    for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten().filter(|c| c.is_object()) {
-            let mounts = &mut container["volumeMounts"];
-            if !mounts.is_array() {
-                *mounts = json!([]);
-            }
-            let Some(mounts) = mounts.as_array_mut() else { continue };
-            if mounts.iter().all(|m| m["mountPath"] != TOKEN_MOUNT) {
-                mounts.push(json!({"name": volume, "readOnly": true, "mountPath": TOKEN_MOUNT}));
-                needed = true;
-            }
-        }
-    }
-    if !needed {
-        return;
-    }
-    let projected = json!({"name": volume, "projected": {"defaultMode": 420, "sources": [
-        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [
-            {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-    ]}});
-    match spec["volumes"].as_array_mut() {
-        Some(volumes) => volumes.push(projected),
-        None => spec["volumes"] = json!([projected]),
-    }
-}
-
-/// Resolves the priority class. admission: `Priority`.
-fn admit_priority(api: &Api, pod: &mut Value) -> Result<()> {
-    let name = text(&pod["spec"], "priorityClassName").to_owned();
-    let class = if name.is_empty() {
-        let classes = api.resource("scheduling.k8s.io", "priorityclasses");
-        let all = classes.list(&api.store, &Default::default(), |_| true).map(|page| page.objects).unwrap_or_default();
-        all.iter().map(|object| object.value()).find(|class| class["globalDefault"] == true)
-    } else {
-        let found = api.get("scheduling.k8s.io", "priorityclasses", "", &name);
-        let Some(found) = found else {
-            let message = format!("no PriorityClass with name {name} was found");
-            return Err(ApiError::forbidden("pods", "", text(&pod["metadata"], "name"), &message));
-        };
-        Some(found.value())
-    };
-    let class = class.unwrap_or_default();
-    let spec = &mut pod["spec"];
-    if let Some(name) = class["metadata"]["name"].as_str() {
-        spec["priorityClassName"] = name.into();
-    }
-    spec["priority"] = class["value"].as_i64().unwrap_or(0).into();
-    if !spec["preemptionPolicy"].is_string() {
-        spec["preemptionPolicy"] = class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").into();
-    }
-    Ok(())
-}
-
-/// Pods outlive a node's silence by five minutes unless they say otherwise. admission: `DefaultTolerationSeconds`.
-fn admit_tolerations(pod: &mut Value) {
-    let spec = &mut pod["spec"];
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let tolerates = |t: &Value| {
-            let (own, effect) = (text(t, "key"), text(t, "effect"));
-            (own == key || own.is_empty() && text(t, "operator") == "Exists") && matches!(effect, "" | "NoExecute")
-        };
-        let list = &mut spec["tolerations"];
-        if !list.is_array() {
-            *list = json!([]);
-        }
-        let Some(list) = list.as_array_mut() else { continue };
-        if !list.iter().any(tolerates) {
-            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
-        }
-    }
-    if spec["tolerations"].as_array().is_some_and(Vec::is_empty)
-        && let Some(spec) = spec.as_object_mut()
-    {
-        spec.remove("tolerations");
-    }
+    job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid;
 }
 
 /// Disruption budgets that cover a pod, with their names.

@@ -18,17 +18,16 @@ const TOKEN_SECONDS: (i64, i64, i64) = (600, 1 << 32, 3600);
 
 pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes) -> Result<Answer> {
     let kind = &call.kind;
-    let not_allowed =
-        || ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+    let not_allowed = super::handle::not_allowed;
     let name = call.target.subresource.as_str();
     let create_only = matches!(name, "binding" | "eviction" | "token");
     if create_only != (*method == Method::POST) {
         return Err(not_allowed());
     }
     match name {
-        "binding" => bind(api, call, &parse(&content_type(&call.headers), &body)?),
-        "eviction" => evict(api, call, &parse(&content_type(&call.headers), &body)?),
-        "token" => token(api, call, parse(&content_type(&call.headers), &body)?),
+        "binding" => bind(api, call, &request(call, "Binding", &["v1"], &body)?),
+        "eviction" => evict(api, call, &request(call, "Eviction", &["policy/v1", "policy/v1beta1"], &body)?),
+        "token" => token(api, call, request(call, "TokenRequest", &["authentication.k8s.io/v1"], &body)?),
         _ if *method == Method::GET => read::get(call),
         _ if *method == Method::PATCH => written(call, api.patch(call, body)?),
         _ if *method != Method::PUT => Err(not_allowed()),
@@ -58,14 +57,39 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
     }
 }
 
+/// What is asked of a subresource, which must be of the kind that it takes.
+fn request(call: &Call, kind: &str, versions: &[&str], body: &[u8]) -> Result<Value> {
+    let request = parse(&content_type(&call.headers), body)?;
+    super::create::check_kind(&request, kind, versions)?;
+    Ok(request)
+}
+
 fn success(code: u16) -> Answer {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code});
     answer_json(code, &status)
 }
 
+/// Binds the pod that a Binding without a pod's path names.
+pub(crate) fn bind_named(api: &Api, mut call: Call, body: &[u8]) -> Result<Answer> {
+    let binding = request(&call, "Binding", &["v1"], body)?;
+    if binding["metadata"]["name"].as_str().is_none_or(str::is_empty) {
+        return Err(ApiError::bad_request("Name parameter required."));
+    }
+    let kinds = api.registry.kinds();
+    let Some(pods) = kinds.find("", "v1", "pods").cloned() else { return Err(not_found(&call.kind, "")) };
+    call.resource = api.store.resource(&pods.storage);
+    call.kind = pods;
+    call.target.name = binding["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    call.target.subresource = "binding".into();
+    bind(api, &call, &binding)
+}
+
 /// Puts a pod on a node; once.
 fn bind(api: &Api, call: &Call, binding: &Value) -> Result<Answer> {
     let name = &call.target.name;
+    if binding["metadata"]["name"].as_str().is_some_and(|given| !given.is_empty() && given != name) {
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
+    }
     let target = &binding["target"];
     let node = target["name"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
@@ -77,14 +101,23 @@ fn bind(api: &Api, call: &Call, binding: &Value) -> Result<Answer> {
         errors.push(FieldError::required("target.name", ""));
     }
     if !errors.is_empty() {
-        return Err(ApiError::invalid("Binding", "", name, &errors));
+        // Kubernetes hands on the list of faults itself, which is no error of any kind.
+        let faults: Vec<_> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        let message = if faults.len() == 1 { faults.concat() } else { format!("[{}]", faults.join(", ")) };
+        return Err(ApiError::new(500, "", message));
     }
     let uid = binding["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty());
+    let revision = binding["metadata"]["resourceVersion"].as_str().filter(|revision| !revision.is_empty());
     let bound = |pod: &Value| {
-        if let Some(uid) = uid
-            && pod["metadata"]["uid"] != uid
-        {
-            return Err(conflict(&call.kind, name, "the pod was deleted and created again"));
+        for (key, what, wanted) in [("uid", "UID", uid), ("resourceVersion", "ResourceVersion", revision)] {
+            let Some(wanted) = wanted.filter(|wanted| pod["metadata"][key] != **wanted) else { continue };
+            let message = format!(
+                "StorageError: invalid object, Code: 4, Key: /registry/pods/{}/{name}, ResourceVersion: 0, \
+                 AdditionalErrorMsg: Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {}",
+                call.target.namespace,
+                pod["metadata"][key].as_str().unwrap_or_default()
+            );
+            return Err(conflict(&call.kind, name, &message));
         }
         if pod["metadata"]["deletionTimestamp"].is_string() {
             let message = format!("pod {name} is being deleted, cannot be assigned to a host");
@@ -98,8 +131,13 @@ fn bind(api: &Api, call: &Call, binding: &Value) -> Result<Answer> {
         }
         let mut pod = pod.clone();
         pod["spec"]["nodeName"] = node.into();
-        for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
-            pod["metadata"]["annotations"][key] = value.clone();
+        for field in ["annotations", "labels"] {
+            for (key, value) in binding["metadata"][field].as_object().into_iter().flatten() {
+                if !pod["metadata"][field].is_object() {
+                    pod["metadata"][field] = json!({});
+                }
+                pod["metadata"][field][key] = value.clone();
+            }
         }
         set_condition(&mut pod, "PodScheduled", "True", "", "");
         if let Some(condition) = pod["status"]["conditions"].as_array_mut().and_then(|list| list.last_mut()) {
@@ -126,7 +164,7 @@ fn binding_conflict(name: &str, message: &str) -> ApiError {
 fn evict(api: &Api, call: &Call, eviction: &Value) -> Result<Answer> {
     let key = call.key();
     let current = call.resource.get(&key).ok_or_else(|| not_found(&call.kind, &key.name))?;
-    if eviction["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty() && *name != *key.name) {
+    if eviction["metadata"]["name"].as_str().unwrap_or_default() != &*key.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
     let options = DeleteOptions::read(&eviction["deleteOptions"], &call.options)?;
@@ -157,9 +195,9 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
     let budgets = budgets_of(api, pod);
     let name = &call.target.name;
     if budgets.len() > 1 {
-        return Err(ApiError::internal(
-            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-        ));
+        let message =
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        return Err(ApiError::new(500, "", message));
     }
     let Some(budget) = budgets.first() else { return Ok(()) };
     let budget_name = budget["metadata"]["name"].as_str().unwrap_or_default();
@@ -188,6 +226,10 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
         let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
         if allowed <= 0 {
             let (needs, has) = (&budget["status"]["desiredHealthy"], &budget["status"]["currentHealthy"]);
+            if needs.as_i64().unwrap_or(0) == 0 {
+                let message = format!("The disruption budget {budget_name} does not allow evicting pods currently");
+                return Err(refuse(message));
+            }
             return Err(refuse(format!(
                 "The disruption budget {budget_name} needs {needs} healthy pods and has {has} currently"
             )));
@@ -218,7 +260,7 @@ fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
     };
     if let Some(fault) = fault {
         let error = FieldError::invalid("spec.expirationSeconds", &json!(seconds), fault);
-        return Err(ApiError::invalid("TokenRequest", "authentication.k8s.io", name, &[error]));
+        return Err(ApiError::invalid("TokenRequest", "authentication.k8s.io", "", &[error]));
     }
     let mut bound = Bound {
         namespace: namespace.into(),
@@ -234,8 +276,10 @@ fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
             "Secret" => "secrets",
             "Node" => "nodes",
             other => {
+                let version = reference["apiVersion"].as_str().unwrap_or_default();
+                let slash = if version.contains('/') { "" } else { "/" };
                 return Err(ApiError::bad_request(format!(
-                    "cannot bind token for serviceaccount {name:?} to {other:?}"
+                    "cannot bind token to object of type {slash}{version}, Kind={other}"
                 )));
             }
         };
@@ -283,7 +327,8 @@ fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
     let expires = jiff::Timestamp::from_second(claims.exp).unwrap_or_default();
     request["kind"] = "TokenRequest".into();
     request["apiVersion"] = "authentication.k8s.io/v1".into();
-    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": now()});
+    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": now(),
+        "uid": uuid::Uuid::new_v4().to_string()});
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = seconds.into();
     if request["spec"].get("boundObjectRef").is_none() {

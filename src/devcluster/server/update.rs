@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::create::{check_fields, check_identity, expect, record};
+use super::create::{check_fields, check_identity, expect, invalid, record};
 use super::{Api, Source, Write, Written, conflict, convert, log_failed, meta, modified, strategy};
 use crate::kinds::Kind;
-use crate::status::{ApiError, Result};
+use crate::status::{ApiError, FieldError, Result};
 use crate::store::{Draft, Expect, Key, Object, Refused};
 use crate::validate;
 
@@ -43,9 +43,10 @@ impl Api {
     ) -> Result<Option<Written>> {
         let (kind, name) = (write.kind, &*current.key.name);
         check_identity(kind, &mut new, &current.key.namespace, name)?;
-        check_preconditions(kind, current, &new)?;
+        check_preconditions(write, current, &new)?;
+        let mut errors = meta::immutable(&new, old);
         let mut warnings = check_fields(write, &mut new, Some(old))?;
-        keep_metadata(&mut new, old);
+        keep_metadata(&mut new, old, write.source);
         isolate(write, &mut new, old);
         strategy::prepare_update(self, write, &mut new, old)?;
         if let Some(schema) = &kind.schema {
@@ -53,21 +54,37 @@ impl Api {
         }
         let rules = validate::rules(&kind.group, &kind.kind);
         (rules.default)(&mut new);
-        if kind.generation && write.subresource != "status" && content_differs(&new, old) {
+        if let Some(schema) = &kind.schema {
+            schema.canonical(&mut new, Some(old));
+        }
+        // Being bound is no change of what was asked for.
+        let asked = !matches!(write.subresource, "status" | "binding");
+        if kind.generation && asked && content_differs(&new, old) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             new["metadata"]["generation"] = generation.into();
         }
-        let mut errors = meta::validate(kind, &new, Some(old));
+        errors.extend(meta::validate(kind, &new, Some(old)));
+        if !kind.custom {
+            // Kubernetes looks at the metadata of its own kinds twice.
+            errors.extend(errors.clone());
+        }
         errors.extend(strategy::validate_update(write, &new, old));
-        errors.extend((rules.validate)(&new, Some(old)));
+        // KEP-1287: what otherwise never changes may change here, by rules of its own.
+        if !(kind.is("", "pods") && write.subresource == "resize") {
+            errors.extend((rules.validate)(&new, Some(old)));
+        }
         if kind.custom
             && let Some(schema) = &kind.schema
         {
             errors.extend(schema.validate(&new, Some(old)));
         }
         if !errors.is_empty() {
-            return Err(ApiError::invalid(&kind.kind, &kind.group, name, &errors));
+            return Err(invalid(kind, name, &errors).warned(&warnings));
         }
+        if asked {
+            warnings.extend(validate::warnings(&kind.group, &kind.kind, &new, Some(old)));
+        }
+        strategy::admit_update(self, write, &new, old)?;
         if write.source != Source::Apply {
             if same_but_managed(&new, old) && new["metadata"]["managedFields"] == old["metadata"]["managedFields"] {
                 warnings.dedup();
@@ -98,43 +115,65 @@ impl Api {
 }
 
 /// The body's resourceVersion and uid, when given, must be those of the object.
-fn check_preconditions(kind: &Kind, current: &Object, new: &Value) -> Result<()> {
+fn check_preconditions(write: &Write<'_>, current: &Object, new: &Value) -> Result<()> {
+    let (kind, name) = (write.kind, &*current.key.name);
     let meta = &new["metadata"];
     let given = |key: &str| meta[key].as_str().filter(|text| !text.is_empty());
     if let Some(uid) = given("uid")
         && *uid != *current.uid
     {
-        let message = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid);
-        return Err(conflict(kind, &current.key.name, &message));
+        if write.source != Source::Body {
+            let error = FieldError::invalid("metadata.uid", &uid.into(), "field is immutable");
+            // Kubernetes looks at the metadata of its own kinds twice.
+            let errors = if kind.custom { vec![error] } else { vec![error.clone(), error] };
+            return Err(invalid(kind, name, &errors));
+        }
+        let said = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid);
+        let place = storage_path(kind, &current.key.namespace);
+        let message = format!(
+            "StorageError: invalid object, Code: 4, Key: {place}/{name}, ResourceVersion: 0, AdditionalErrorMsg: {said}"
+        );
+        return Err(conflict(kind, name, &message));
     }
     match given("resourceVersion") {
         Some(version) if version != current.revision.to_string() => {
             if version.parse::<u64>().is_err() {
-                let error = crate::status::FieldError::invalid(
-                    "metadata.resourceVersion",
-                    &version.into(),
-                    "must be an unsigned integer",
-                );
-                return Err(ApiError::invalid(&kind.kind, &kind.group, &current.key.name, &[error]));
+                let message = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
+                return Err(ApiError::new(500, "", message));
             }
-            Err(modified(kind, &current.key.name))
+            Err(modified(kind, name))
+        }
+        None if write.source == Source::Body
+            && kind.needs_revision()
+            && (write.subresource.is_empty()
+                || kind.custom && write.subresource == "status"
+                || kind.is("policy", "poddisruptionbudgets")) =>
+        {
+            let error = FieldError::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
+            Err(ApiError::invalid(&kind.plural, &kind.group, name, &[error]))
         }
         _ => Ok(()),
     }
 }
 
+/// Where Kubernetes keeps objects of a kind, which some of its messages tell.
+fn storage_path(kind: &Kind, namespace: &str) -> String {
+    let place = match (&*kind.storage.group, &*kind.storage.plural) {
+        ("", "nodes") => "minions".into(),
+        ("", "services") => "services/specs".into(),
+        ("", "endpoints") => "services/endpoints".into(),
+        (group, plural) if kind.custom => format!("{group}/{plural}"),
+        (_, plural) => plural.to_owned(),
+    };
+    if namespace.is_empty() { format!("/registry/{place}") } else { format!("/registry/{place}/{namespace}") }
+}
+
 /// Puts back what only the server sets.
-fn keep_metadata(new: &mut Value, old: &Value) {
+fn keep_metadata(new: &mut Value, old: &Value, source: Source) {
     let (Some(meta), old) = (new["metadata"].as_object_mut(), &old["metadata"]) else { return };
-    for owned in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "resourceVersion",
-    ] {
+    for owned in
+        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion"]
+    {
         match old.get(owned) {
             Some(value) => drop(meta.insert(owned.into(), value.clone())),
             None => drop(meta.remove(owned)),
@@ -142,18 +181,11 @@ fn keep_metadata(new: &mut Value, old: &Value) {
     }
     meta.remove("selfLink");
     // A client that knows nothing of managed fields must not lose those of others.
-    if !meta.contains_key("managedFields")
+    if source != Source::Apply
+        && meta.get("managedFields").is_none_or(|list| list.as_array().is_some_and(Vec::is_empty))
         && let Some(managed) = old.get("managedFields")
     {
         meta.insert("managedFields".into(), managed.clone());
-    }
-    for empty in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        let nothing = |v: &Value| {
-            v.is_null() || v.as_object().is_some_and(Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
-        };
-        if meta.get(empty).is_some_and(nothing) {
-            meta.remove(empty);
-        }
     }
 }
 

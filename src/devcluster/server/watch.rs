@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::http::{Answer, Form, answer, form, streamed};
+use super::http::{Answer, Form, agree, answer, streamed};
 use super::read::{include, partial, selector};
 use super::{Api, Call};
 use crate::selector::Selector;
@@ -17,6 +17,8 @@ use crate::store::{Event, Object, Subscription, TooOld};
 use crate::tables::{self, IncludeObject};
 
 const BOOKMARK_EVERY: Duration = Duration::from_secs(55);
+/// The last bookmark comes this long before the end, unless the watch is not longer than that.
+const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 /// Watches without a limit of their own end after 30 to 60 minutes, as the API server's do.
 const SHORTEST: u64 = 1800;
 /// Events are sent together while they are at hand, up to this size.
@@ -43,12 +45,13 @@ struct Watch {
 
 pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
     call.options.check_list()?;
-    let (form, include, selector) = (form(&call.headers)?, include(&call)?, selector(&call)?);
+    let (form, include, selector) = (agree(&call.headers)?.form, include(&call)?, selector(&call)?);
     let given = call.options.revision()?;
     let initial = call.options.flag("sendInitialEvents");
     let bookmarks = call.options.flag("allowWatchBookmarks");
     let seconds = call.options.number("timeoutSeconds")?.filter(|s| *s > 0);
     let limit = Duration::from_secs(seconds.unwrap_or_else(|| rand::random_range(SHORTEST..2 * SHORTEST)));
+    // A watch that begins with what is there says where that ends to whoever takes bookmarks.
     let interest = selector.interest(call.namespace());
     let replay = initial || (given.unwrap_or(0) == 0 && call.options.get("sendInitialEvents").is_none());
     let mut out = Vec::new();
@@ -61,7 +64,8 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
         live,
         seen,
         bookmarks,
-        next_bookmark: begun + BOOKMARK_EVERY,
+        next_bookmark: begun
+            + limit.checked_sub(LAST_BOOKMARK).filter(|d| !d.is_zero()).unwrap_or(limit).min(BOOKMARK_EVERY),
         deadline: begun + limit.min(Duration::from_secs(24 * 3600)),
         headed: false,
         first: None,
@@ -82,7 +86,7 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
         for object in &objects {
             watch.write(&mut out, "ADDED", object);
         }
-        if initial && bookmarks {
+        if bookmarks {
             watch.bookmark(&mut out, true);
         }
         watch
@@ -137,15 +141,12 @@ impl Watch {
                     }
                     None => self.done = true,
                 },
-                () = tokio::time::sleep_until(self.deadline) => {
-                    self.done = true;
-                    if self.bookmarks {
-                        self.catch_up(&mut out);
-                    }
-                }
+                () = tokio::time::sleep_until(self.deadline) => self.done = true,
                 () = tokio::time::sleep_until(bookmark), if self.bookmarks => {
-                    self.next_bookmark += BOOKMARK_EVERY;
                     self.catch_up(&mut out);
+                    let last = self.deadline - LAST_BOOKMARK;
+                    let next = self.next_bookmark + BOOKMARK_EVERY;
+                    self.next_bookmark = if self.next_bookmark < last { next.min(last) } else { next };
                 }
             }
         }

@@ -18,7 +18,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub(crate) use object::{Draft, Field, Key, Object};
+pub(crate) use object::{Draft, Field, Key, Object, encoded};
 pub(crate) use watch::{Event, Interest, Subscription};
 
 /// History kept for watches that resume, a resource: by number and by size, whichever ends first.

@@ -148,6 +148,15 @@ fn splice(head: &[u8], tail: &[u8], revision: u64) -> (Bytes, usize) {
     (json.into(), digits.len())
 }
 
+/// The bytes of an object as they are stored, with the revision that it has.
+pub(crate) fn encoded(value: &Value) -> Vec<u8> {
+    let (mut json, at) = encode(value);
+    if let Some(revision) = value["metadata"]["resourceVersion"].as_str() {
+        json.splice(at..at, revision.bytes());
+    }
+    json
+}
+
 /// Serializes with an empty `resourceVersion` and says where its digits belong.
 fn encode(value: &Value) -> (Vec<u8>, usize) {
     fn entry(out: &mut Vec<u8>, key: &str, value: &Value) {
@@ -162,7 +171,14 @@ fn encode(value: &Value) -> (Vec<u8>, usize) {
     let mut out = Vec::with_capacity(512);
     let mut at = 0;
     out.push(b'{');
-    for (key, member) in value.as_object().into_iter().flatten() {
+    // What the object is comes first, as the API's own types write it: lists leave it out.
+    for key in ["kind", "apiVersion"] {
+        if let Some(member) = value.get(key) {
+            entry(&mut out, key, member);
+        }
+    }
+    let members = value.as_object().into_iter().flatten();
+    for (key, member) in members.filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion")) {
         if key != "metadata" {
             entry(&mut out, key, member);
             continue;

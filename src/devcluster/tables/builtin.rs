@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::workload as w;
-use super::{AGE_ABOUT, Column, Printer, col, human, pod, wide};
+use super::{Column, Printer, col, human, network, pod, storage, wide};
 
 #[cfg(test)]
 pub(super) const KINDS: &[(&str, &str)] = &[
@@ -43,9 +43,17 @@ pub(super) const KINDS: &[(&str, &str)] = &[
     ("discovery.k8s.io", "EndpointSlice"),
     ("apiregistration.k8s.io", "APIService"),
     ("storage.k8s.io", "StorageClass"),
+    ("storage.k8s.io", "CSIDriver"),
+    ("storage.k8s.io", "CSINode"),
+    ("storage.k8s.io", "VolumeAttachment"),
+    ("networking.k8s.io", "Ingress"),
+    ("networking.k8s.io", "IngressClass"),
+    ("networking.k8s.io", "NetworkPolicy"),
+    ("", "ResourceQuota"),
+    ("", "PodTemplate"),
 ];
 
-const AGE: Column = col("Age", "string", AGE_ABOUT);
+pub(super) const AGE: Column = col("Age", "string", "");
 
 /// The printer of a built-in kind, when it has one of its own.
 pub(super) fn printer((group, kind): (&str, &str)) -> Option<Printer> {
@@ -58,14 +66,12 @@ pub(super) fn printer((group, kind): (&str, &str)) -> Option<Printer> {
             printer(DATA, |o, now| vec![(size(o, "/data") + size(o, "/binaryData")).into(), age(o, now)])
         }
         ("", "Secret") => printer(SECRET, |o, now| vec![text(o, "/type").into(), size(o, "/data").into(), age(o, now)]),
-        ("", "ServiceAccount") => {
-            printer(SERVICE_ACCOUNT, |o, now| vec![array(o, "/secrets").len().into(), age(o, now)])
-        }
-        ("", "Service") => printer(SERVICE, service),
-        ("", "Endpoints") => printer(ENDPOINTS, |o, now| vec![endpoints(o).into(), age(o, now)]),
+        ("", "ServiceAccount") => printer(SERVICE_ACCOUNT, |o, now| vec![age(o, now)]),
+        ("", "Service") => printer(network::SERVICE, network::service),
+        ("", "Endpoints") => printer(network::ENDPOINTS, |o, now| vec![network::endpoints(o).into(), age(o, now)]),
         ("" | "events.k8s.io", "Event") => printer(EVENT, event),
-        ("", "PersistentVolume") => printer(PV, persistent_volume),
-        ("", "PersistentVolumeClaim") => printer(PVC, persistent_volume_claim),
+        ("", "PersistentVolume") => printer(storage::PV, storage::persistent_volume),
+        ("", "PersistentVolumeClaim") => printer(storage::PVC, storage::persistent_volume_claim),
         ("coordination.k8s.io", "Lease") => {
             printer(LEASE, |o, now| vec![text(o, "/spec/holderIdentity").into(), age(o, now)])
         }
@@ -97,9 +103,17 @@ pub(super) fn printer((group, kind): (&str, &str)) -> Option<Printer> {
             printer(CRD, |o, _| vec![o.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default()])
         }
         ("certificates.k8s.io", "CertificateSigningRequest") => printer(CSR, signing_request),
-        ("discovery.k8s.io", "EndpointSlice") => printer(SLICE, endpoint_slice),
+        ("discovery.k8s.io", "EndpointSlice") => printer(network::SLICE, network::endpoint_slice),
         ("apiregistration.k8s.io", "APIService") => printer(API_SERVICE, api_service),
-        ("storage.k8s.io", "StorageClass") => printer(STORAGE_CLASS, storage_class),
+        ("storage.k8s.io", "StorageClass") => printer(storage::STORAGE_CLASS, storage::storage_class),
+        ("storage.k8s.io", "CSIDriver") => printer(storage::CSI_DRIVER, storage::csi_driver),
+        ("storage.k8s.io", "CSINode") => printer(storage::CSI_NODE, storage::csi_node),
+        ("storage.k8s.io", "VolumeAttachment") => printer(storage::VOLUME_ATTACHMENT, storage::volume_attachment),
+        ("networking.k8s.io", "Ingress") => printer(network::INGRESS, network::ingress),
+        ("networking.k8s.io", "IngressClass") => printer(network::INGRESS_CLASS, network::ingress_class),
+        ("networking.k8s.io", "NetworkPolicy") => printer(network::NETWORK_POLICY, network::network_policy),
+        ("", "ResourceQuota") => printer(w::QUOTA, w::quota),
+        ("", "PodTemplate") => printer(w::POD_TEMPLATE, w::pod_template),
         _ => None,
     }
 }
@@ -230,116 +244,19 @@ const SECRET: &[Column] = &[
     col("Data", "string", "Data contains the secret data."),
     AGE,
 ];
-const SERVICE_ACCOUNT: &[Column] =
-    &[col("Secrets", "string", "Secrets is a list of the secrets in the same namespace that pods may use."), AGE];
+const SERVICE_ACCOUNT: &[Column] = &[AGE];
 const LEASE: &[Column] =
     &[col("Holder", "string", "holderIdentity contains the identity of the holder of a current lease."), AGE];
 const RUNTIME_CLASS: &[Column] =
     &[col("Handler", "string", "handler specifies the underlying runtime that the CRI implementation will use."), AGE];
-const ROLE: &[Column] = &[col("Created At", "date", AGE_ABOUT)];
-const CRD: &[Column] = &[col("Created At", "date", AGE_ABOUT)];
+const ROLE: &[Column] = &[col("Created At", "date", "")];
+const CRD: &[Column] = &[col("Created At", "date", "")];
 const PRIORITY_CLASS: &[Column] = &[
     col("Value", "integer", "value represents the integer value of this priority class."),
     col("Global-Default", "boolean", "globalDefault specifies whether pods without a class get this one."),
     AGE,
     col("PreemptionPolicy", "string", "preemptionPolicy is the policy for preempting pods with lower priority."),
 ];
-const SERVICE: &[Column] = &[
-    col("Type", "string", "type determines how the Service is exposed."),
-    col("Cluster-IP", "string", "clusterIP is the IP address of the service."),
-    col("External-IP", "string", "IP addresses at which the service is reachable from outside."),
-    col("Port(s)", "string", "The list of ports that are exposed by this service."),
-    AGE,
-    wide("Selector", "string", "Route service traffic to pods with label keys and values matching this selector."),
-];
-
-fn service(service: &Value, now: Timestamp) -> Vec<Value> {
-    let kind = text(service, "/spec/type");
-    let mut external: Vec<&str> = match kind {
-        "ExternalName" => vec![text(service, "/spec/externalName")],
-        "LoadBalancer" => array(service, "/status/loadBalancer/ingress")
-            .iter()
-            .map(|i| if text(i, "/ip").is_empty() { text(i, "/hostname") } else { text(i, "/ip") })
-            .collect(),
-        _ => Vec::new(),
-    };
-    external.extend(array(service, "/spec/externalIPs").iter().filter_map(Value::as_str));
-    let external = match (external.is_empty(), kind) {
-        (true, "LoadBalancer") => "<pending>".to_string(),
-        (true, _) => "<none>".to_string(),
-        _ => external.join(","),
-    };
-    let ports: Vec<String> = array(service, "/spec/ports")
-        .iter()
-        .map(|p| match int(p, "/nodePort") {
-            0 => format!("{}/{}", int(p, "/port"), text(p, "/protocol")),
-            node => format!("{}:{node}/{}", int(p, "/port"), text(p, "/protocol")),
-        })
-        .collect();
-    vec![
-        kind.into(),
-        or_none(text(service, "/spec/clusterIP")).into(),
-        external.into(),
-        or_none(&ports.join(",")).into(),
-        age(service, now),
-        selector(service.pointer("/spec/selector")).into(),
-    ]
-}
-
-const ENDPOINTS: &[Column] = &[col("Endpoints", "string", "The addresses and ports behind the service."), AGE];
-
-/// The first three, then how many more.
-fn first_three(all: &[String], more: &str) -> String {
-    match all {
-        [] => "<none>".into(),
-        few if few.len() <= 3 => few.join(","),
-        many => format!("{} + {} more{more}", many[..3].join(","), many.len() - 3),
-    }
-}
-
-fn endpoints(object: &Value) -> String {
-    let mut all = Vec::new();
-    for subset in array(object, "/subsets") {
-        for address in array(subset, "/addresses") {
-            let ip = text(address, "/ip");
-            match array(subset, "/ports") {
-                [] => all.push(ip.to_string()),
-                ports => all.extend(ports.iter().map(|p| format!("{ip}:{}", int(p, "/port")))),
-            }
-        }
-    }
-    first_three(&all, "...")
-}
-
-const SLICE: &[Column] = &[
-    col("AddressType", "string", "addressType specifies the type of address carried by this EndpointSlice."),
-    col("Ports", "string", "ports specifies the list of network ports exposed by each endpoint in this slice."),
-    col("Endpoints", "string", "endpoints is a list of unique endpoints in this slice."),
-    AGE,
-];
-
-fn endpoint_slice(slice: &Value, now: Timestamp) -> Vec<Value> {
-    let ports: Vec<String> = array(slice, "/ports")
-        .iter()
-        .map(|p| match (p.get("port").and_then(Value::as_i64), text(p, "/name")) {
-            (Some(port), _) => port.to_string(),
-            (None, "") => "*".into(),
-            (None, name) => name.into(),
-        })
-        .collect();
-    let ports = match (ports.is_empty(), slice.get("ports").is_some_and(|p| !p.is_null())) {
-        (true, false) => "*".to_string(),
-        (true, true) => "<unset>".to_string(),
-        _ => first_three(&ports, "..."),
-    };
-    let addresses: Vec<String> = array(slice, "/endpoints")
-        .iter()
-        .flat_map(|e| array(e, "/addresses").iter().filter_map(Value::as_str).map(String::from))
-        .collect();
-    let addresses = if addresses.is_empty() { "<unset>".into() } else { first_three(&addresses, "...") };
-    vec![text(slice, "/addressType").into(), ports.into(), addresses.into(), age(slice, now)]
-}
-
 const EVENT: &[Column] = &[
     col("Last Seen", "string", "Time when this event was last observed"),
     col("Type", "string", "Type of this event (Normal, Warning), new types could be added in the future."),
@@ -350,7 +267,7 @@ const EVENT: &[Column] = &[
     col("Message", "string", "A human-readable description of the status of this operation."),
     wide("First Seen", "string", "The time at which the event was first recorded."),
     wide("Count", "string", "The number of times this event has occurred."),
-    wide("Name", "string", super::NAME_ABOUT),
+    wide("Name", "string", ""),
 ];
 
 fn event(event: &Value, now: Timestamp) -> Vec<Value> {
@@ -467,108 +384,6 @@ fn api_service(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![service.into(), available.into(), age(object, now)]
 }
 
-const STORAGE_CLASS: &[Column] = &[
-    col("Provisioner", "string", "provisioner indicates the type of the provisioner."),
-    col("ReclaimPolicy", "string", "reclaimPolicy of the PersistentVolumes that this class creates."),
-    col("VolumeBindingMode", "string", "volumeBindingMode indicates when volumes are provisioned and bound."),
-    col("AllowVolumeExpansion", "string", "allowVolumeExpansion shows whether volumes may be expanded."),
-    AGE,
-];
-
-fn storage_class(class: &Value, now: Timestamp) -> Vec<Value> {
-    let or = |pointer: &str, default: &str| match text(class, pointer) {
-        "" => default.to_string(),
-        said => said.to_string(),
-    };
-    vec![
-        text(class, "/provisioner").into(),
-        or("/reclaimPolicy", "Delete").into(),
-        or("/volumeBindingMode", "Immediate").into(),
-        class.get("allowVolumeExpansion").and_then(Value::as_bool).unwrap_or(false).into(),
-        age(class, now),
-    ]
-}
-
-const PV: &[Column] = &[
-    col("Capacity", "string", "capacity is the description of the persistent volume's resources."),
-    col("Access Modes", "string", "accessModes contains all ways the volume can be mounted."),
-    col("Reclaim Policy", "string", "What happens to the volume when released from its claim."),
-    col("Status", "string", "phase indicates if a volume is available, bound to a claim, or released by a claim."),
-    col("Claim", "string", "claimRef is part of a bi-directional binding between volume and claim."),
-    col("StorageClass", "string", "Name of the class to which this volume belongs."),
-    col("VolumeAttributesClass", "string", "Name of the VolumeAttributesClass to which this volume belongs."),
-    col("Reason", "string", "A brief string that describes any failure."),
-    AGE,
-    wide("VolumeMode", "string", "Whether a volume has a file system or is a raw block."),
-];
-
-fn modes(object: &Value, pointer: &str) -> String {
-    let short = |m: &Value| match m.as_str().unwrap_or_default() {
-        "ReadWriteOnce" => "RWO",
-        "ReadOnlyMany" => "ROX",
-        "ReadWriteMany" => "RWX",
-        "ReadWriteOncePod" => "RWOP",
-        _ => "",
-    };
-    array(object, pointer).iter().map(short).collect::<Vec<_>>().join(",")
-}
-
-fn terminating<'a>(object: &'a Value, phase: &'a str) -> &'a str {
-    if object.pointer("/metadata/deletionTimestamp").is_some() { "Terminating" } else { phase }
-}
-
-fn persistent_volume(pv: &Value, now: Timestamp) -> Vec<Value> {
-    let claim = match pv.pointer("/spec/claimRef") {
-        Some(claim) => format!("{}/{}", text(claim, "/namespace"), text(claim, "/name")),
-        None => String::new(),
-    };
-    vec![
-        text(pv, "/spec/capacity/storage").into(),
-        modes(pv, "/spec/accessModes").into(),
-        text(pv, "/spec/persistentVolumeReclaimPolicy").into(),
-        terminating(pv, text(pv, "/status/phase")).into(),
-        claim.into(),
-        text(pv, "/spec/storageClassName").into(),
-        unset(text(pv, "/spec/volumeAttributesClassName")).into(),
-        text(pv, "/status/reason").into(),
-        age(pv, now),
-        unset(text(pv, "/spec/volumeMode")).into(),
-    ]
-}
-
-fn unset(text: &str) -> &str {
-    if text.is_empty() { "<unset>" } else { text }
-}
-
-const PVC: &[Column] = &[
-    col("Status", "string", "phase represents the current phase of PersistentVolumeClaim."),
-    col("Volume", "string", "volumeName is the binding reference to the PersistentVolume backing this claim."),
-    col("Capacity", "string", "capacity represents the actual resources of the underlying volume."),
-    col("Access Modes", "string", "accessModes contains the desired access modes the volume should have."),
-    col("StorageClass", "string", "storageClassName is the name of the StorageClass required by the claim."),
-    col("VolumeAttributesClass", "string", "The VolumeAttributesClass used by this claim."),
-    AGE,
-    wide("VolumeMode", "string", "What type of volume is required by the claim."),
-];
-
-fn persistent_volume_claim(pvc: &Value, now: Timestamp) -> Vec<Value> {
-    let bound = !text(pvc, "/spec/volumeName").is_empty();
-    let (capacity, access) = match bound {
-        true => (text(pvc, "/status/capacity/storage"), modes(pvc, "/status/accessModes")),
-        false => ("", String::new()),
-    };
-    vec![
-        terminating(pvc, text(pvc, "/status/phase")).into(),
-        text(pvc, "/spec/volumeName").into(),
-        capacity.into(),
-        access.into(),
-        text(pvc, "/spec/storageClassName").into(),
-        unset(text(pvc, "/spec/volumeAttributesClassName")).into(),
-        age(pvc, now),
-        unset(text(pvc, "/spec/volumeMode")).into(),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -586,17 +401,5 @@ mod tests {
         assert_eq!(got[0], "Ready,SchedulingDisabled");
         assert_eq!(got[1], "agent,virtual");
         assert_eq!(json!(got[3..]), json!(["v1", "10.0.0.1", "<none>", "<unknown>", "<unknown>", "<unknown>"]));
-    }
-
-    #[test]
-    fn services_and_endpoints_read_as_kubectl_prints_them() {
-        let object = json!({"spec": {"type": "NodePort", "clusterIP": "10.1.2.3", "selector": {"app": "x"},
-            "ports": [{"port": 80, "nodePort": 30000, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}});
-        let got = service(&object, Timestamp::now());
-        assert_eq!(got[1..4], ["10.1.2.3", "<none>", "80:30000/TCP,53/UDP"].map(Value::from));
-        assert_eq!(got[5], "app=x");
-        let ips: Vec<_> = (1..6).map(|i| json!({"ip": format!("10.0.0.{i}")})).collect();
-        let object = json!({"subsets": [{"addresses": ips, "ports": [{"port": 80}]}]});
-        assert_eq!(endpoints(&object), "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 2 more...");
     }
 }

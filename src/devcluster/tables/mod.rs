@@ -4,10 +4,13 @@
 //! `jsonpath`), computes a row of cells for every object and leaves the page's list metadata as it is. Everything here
 //! is pure; only the age columns look at the clock, once a table.
 
+mod about;
 mod builtin;
 mod human;
 mod jsonpath;
+mod network;
 mod pod;
+mod storage;
 mod workload;
 
 use jiff::Timestamp;
@@ -36,6 +39,18 @@ pub(crate) struct Column {
     about: &'static str,
 }
 
+impl Column {
+    fn definition(&self, kind: &str) -> Value {
+        let (format, about) = match self.name {
+            "Name" => ("name", about::name()),
+            "Attacher" => ("name", about::of_field(kind, "Attacher").unwrap_or(self.about)),
+            "Age" | "Created At" => ("", about::age()),
+            name => ("", about::of_field(kind, name).unwrap_or(self.about)),
+        };
+        definition(self.name, self.kind, format, about, i32::from(self.wide))
+    }
+}
+
 /// A column that is always shown.
 const fn col(name: &'static str, kind: &'static str, about: &'static str) -> Column {
     Column { name, kind, wide: false, about }
@@ -52,10 +67,6 @@ pub(crate) struct Printer {
     columns: &'static [Column],
     cells: fn(&Value, Timestamp) -> Vec<Value>,
 }
-
-const NAME_ABOUT: &str = "Name must be unique within a namespace. Is required when creating resources, although some \
-    resources may allow a client to request the generation of an appropriate name automatically.";
-const AGE_ABOUT: &str = "CreationTimestamp is a timestamp representing the server time when this object was created.";
 
 /// A `meta.k8s.io/v1` Table of `items`. `crd_columns` are the `additionalPrinterColumns` of a custom resource's served
 /// version (an empty slice gives Name and Age), `None` says that the kind is built in.
@@ -77,7 +88,12 @@ fn table_at(
     items: &[&Value],
     include: IncludeObject,
 ) -> Value {
-    let mut definitions = vec![definition("Name", "string", "name", NAME_ABOUT, 0)];
+    // Events begin with when they were last seen; their names come late.
+    let named = kind.1 != "Event" || crd_columns.is_some();
+    let mut definitions = Vec::new();
+    if named {
+        definitions.push(definition("Name", "string", "name", about::name(), 0));
+    }
     let rows: Vec<Value> = match (crd_columns, builtin::printer(kind)) {
         (Some(columns), _) => {
             let columns = CustomColumn::parse(columns);
@@ -85,12 +101,16 @@ fn table_at(
             items.iter().map(|item| row(item, columns.iter().map(|c| c.cell(item, now)).collect(), include)).collect()
         }
         (None, Some(printer)) => {
-            definitions
-                .extend(printer.columns.iter().map(|c| definition(c.name, c.kind, "", c.about, i32::from(c.wide))));
-            items.iter().map(|item| row(item, (printer.cells)(item, now), include)).collect()
+            definitions.extend(printer.columns.iter().map(|c| c.definition(kind.1)));
+            let mut rows: Vec<_> = items.iter().map(|item| row(item, (printer.cells)(item, now), include)).collect();
+            if !named {
+                let cells = rows.iter_mut().filter_map(|row| row["cells"].as_array_mut());
+                cells.for_each(|cells| drop(cells.remove(0)));
+            }
+            rows
         }
         (None, None) => {
-            definitions.push(definition("Created At", "date", "", AGE_ABOUT, 0));
+            definitions.push(definition("Created At", "date", "", about::age(), 0));
             let created = |item: &Value| item.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default();
             items.iter().map(|item| row(item, vec![created(item)], include)).collect()
         }
@@ -130,7 +150,7 @@ impl CustomColumn {
     fn parse(columns: &[Value]) -> Vec<Self> {
         if columns.is_empty() {
             return vec![Self {
-                definition: definition("Age", "date", "", AGE_ABOUT, 0),
+                definition: definition("Age", "date", "", about::age(), 0),
                 kind: "date".into(),
                 path: jsonpath::Path::parse(".metadata.creationTimestamp"),
             }];
@@ -166,7 +186,8 @@ impl CustomColumn {
                 Some(at) => human::since(at, now).into(),
                 None => "<unknown>".into(),
             },
-            _ => found.iter().map(|v| jsonpath::print(v)).collect::<Vec<_>>().join(" ").into(),
+            // Of several values the first alone is shown.
+            _ => jsonpath::print(first).into(),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) const COLUMNS: &[Column] = &[
         "The number of times the containers in this pod have been restarted and when the last container in this pod \
          has restarted.",
     ),
-    col("Age", "string", super::AGE_ABOUT),
+    col("Age", "string", ""),
     wide(
         "IP",
         "string",

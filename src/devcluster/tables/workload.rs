@@ -3,10 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::builtin::{age, array, int, or_none, selector, since, text};
-use super::{AGE_ABOUT, Column, col, human, wide};
+use super::builtin::{AGE, age, array, int, or_none, selector, since, text};
+use super::{Column, col, human, wide};
 
-const AGE: Column = col("Age", "string", AGE_ABOUT);
 const CONTAINERS: Column = wide("Containers", "string", "Names of each container in the template.");
 const IMAGES: Column = wide("Images", "string", "Images referenced by each container in the template.");
 const SELECTOR: Column = wide("Selector", "string", "Label selector for the pods.");
@@ -217,6 +216,44 @@ pub(super) fn budget(object: &Value, now: Timestamp) -> Vec<Value> {
         int(object, "/status/disruptionsAllowed").into(),
         age(object, now),
     ]
+}
+
+pub(super) const POD_TEMPLATE: &[Column] = &[
+    col("Containers", "string", "Names of each container in the template."),
+    col("Images", "string", "Images referenced by each container in the template."),
+    col("Pod Labels", "string", "The labels for the pod template."),
+];
+
+pub(super) fn pod_template(object: &Value, _: Timestamp) -> Vec<Value> {
+    let all = |key: &str| {
+        let containers = array(object, "/template/spec/containers").iter();
+        Value::from(containers.map(|container| text(container, key)).collect::<Vec<_>>().join(","))
+    };
+    vec![all("/name"), all("/image"), selector(object.pointer("/template/metadata/labels")).into()]
+}
+
+pub(super) const QUOTA: &[Column] = &[
+    col("Request", "string", "Request represents a minimum amount of cpu/memory that a container may consume."),
+    col(
+        "Limit",
+        "string",
+        "Limits control the maximum amount of cpu/memory that a container may use independent of contention on the node.",
+    ),
+    AGE,
+];
+
+pub(super) fn quota(quota: &Value, now: Timestamp) -> Vec<Value> {
+    let used = |name: &str| match quota.pointer("/status/used").and_then(|used| used[name].as_str()) {
+        None => "0".to_owned(),
+        Some(used) => used.to_owned(),
+    };
+    let hard = quota.pointer("/status/hard").or(quota.pointer("/spec/hard")).and_then(Value::as_object);
+    let line = |limits: bool| {
+        let of_kind = hard.into_iter().flatten().filter(|(name, _)| name.starts_with("limits") == limits);
+        let shown = of_kind.map(|(name, most)| format!("{name}: {}/{}", used(name), most.as_str().unwrap_or_default()));
+        Value::from(shown.collect::<Vec<_>>().join(", "))
+    };
+    vec![line(false), line(true), age(quota, now)]
 }
 
 #[cfg(test)]

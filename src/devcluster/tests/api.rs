@@ -114,6 +114,7 @@ async fn a_role_for_one_name_grants_lists_that_select_that_name_alone() {
         ("metadata.namespace=default,metadata.name==a", true),
         ("metadata.name=b", false),
         ("metadata.name!=a", false),
+        ("metadata.namespace!=x\\,metadata.name=a", false),
         ("metadata.namespace=default", false),
         ("", false),
     ] {

@@ -1,12 +1,10 @@
 //! Nonsense over the wire: every kind of it has its answer, and nothing of it stops the server or hurts others.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Client, DEADLINE, start};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use support::{Client, DEADLINE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use vnode_devcluster::{DevCluster, Options};
@@ -17,12 +15,6 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 type Case<'a> = (&'a str, (&'a str, &'a str), &'a [u8], &'a str);
 
 const YAML: (&str, &str) = ("content-type", "application/yaml");
-
-async fn start() -> (DevCluster, Client) {
-    let cluster = DevCluster::start(Options { controllers: false, ..Options::default() }).await.unwrap();
-    let client = Client::new(&cluster.admin_kubeconfig().unwrap());
-    (cluster, client)
-}
 
 fn map(name: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": value}})
@@ -37,7 +29,7 @@ async fn works(client: &Client) {
 
 #[tokio::test]
 async fn malformed_bodies_are_bad_requests_that_say_what_was_wrong() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let deep = format!("{}1{}", "{\"a\":".repeat(5000), "}".repeat(5000));
     let deep_list = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let deep_yaml: String = (0..3000).map(|depth| format!("{}a:\n", " ".repeat(depth.min(900)))).collect();
@@ -52,8 +44,8 @@ async fn malformed_bodies_are_bad_requests_that_say_what_was_wrong() {
         ("a cut object", JSON, b"{\"kind\":\"ConfigMap\"", "json parse error"),
         ("no text", JSON, b"\xff\xfe\x00", "fffe00"),
         ("a number that is none", JSON, b"{\"a\":1e999}", "json parse error"),
-        ("deep JSON", JSON, deep.as_bytes(), "recursion limit"),
-        ("deep lists", JSON, deep_list.as_bytes(), "recursion limit"),
+        ("deep JSON", JSON, deep.as_bytes(), "exceeded max depth"),
+        ("deep lists", JSON, deep_list.as_bytes(), "exceeded max depth"),
         ("no YAML", YAML, b"a: [", "the object provided is unrecognized"),
         ("deep YAML", YAML, deep_yaml.as_bytes(), "the object provided is unrecognized"),
         ("a YAML bomb", YAML, bomb.as_bytes(), "the object provided is unrecognized"),
@@ -71,7 +63,7 @@ async fn malformed_bodies_are_bad_requests_that_say_what_was_wrong() {
 
 #[tokio::test]
 async fn bodies_over_three_mebibytes_are_refused_and_their_senders_hear_it() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     for length in [(3 << 20) + 1, 8 << 20, 40 << 20] {
         let body = vec![b' '; length];
         // A body that nobody wants to read to its end may break the connection before the answer is read.
@@ -95,7 +87,7 @@ async fn bodies_over_three_mebibytes_are_refused_and_their_senders_hear_it() {
 
 #[tokio::test]
 async fn what_is_not_served_is_not_found_in_kubernetes_words() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let status = "the server could not find the requested resource";
     for (path, says) in [
         ("/apis/nope.example.com/v1", None),
@@ -123,27 +115,18 @@ async fn what_is_not_served_is_not_found_in_kubernetes_words() {
 
 #[tokio::test]
 async fn content_types_that_nobody_speaks_are_refused() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     client.post(MAPS, &map("a", "1")).await;
-    let said = "the body of the request was in an unknown format - accepted media types include: ";
-    for (method, path, media, accepted) in [
-        (
-            "POST",
-            MAPS.to_owned(),
-            "text/plain",
-            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        ),
-        (
-            "PUT",
-            format!("{MAPS}/a"),
-            "image/png",
-            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        ),
-        ("PATCH", format!("{MAPS}/a"), "application/json", "application/json-patch+json, application/merge-patch+json"),
+    let said = "the body of the request was in an unknown format - accepted media types include: application/json, \
+        application/yaml, application/vnd.kubernetes.protobuf";
+    for (method, path, media, said) in [
+        ("POST", MAPS.to_owned(), "text/plain", said),
+        ("PUT", format!("{MAPS}/a"), "image/png", said),
+        ("PATCH", format!("{MAPS}/a"), "application/json", "415: Unsupported Media Type"),
     ] {
         let answer = client.send(method, &path, &[("content-type", media)], "{}").await;
         assert_eq!((answer.code, answer.json()["reason"].as_str()), (415, Some("UnsupportedMediaType")));
-        assert!(answer.message().starts_with(&format!("{said}{accepted}")), "{}", answer.message());
+        assert_eq!(answer.message(), said);
     }
     assert_eq!(client.send("GET", MAPS, &[("accept", "image/png")], "").await.code, 406);
     cluster.shutdown().await;
@@ -151,7 +134,7 @@ async fn content_types_that_nobody_speaks_are_refused() {
 
 #[tokio::test]
 async fn parameters_that_make_no_sense_are_told() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     for (query, code, says) in [
         (
             "labelSelector=a%20b%20c",
@@ -174,7 +157,7 @@ async fn parameters_that_make_no_sense_are_told() {
         ("continue=garbage", 400, "invalid continue token: continue key is not valid"),
         ("continue=e30", 400, "does not recognize this encoded version"),
         ("resourceVersion=1&resourceVersionMatch=Bogus", 422, "resourceVersionMatch"),
-        ("watch=1&resourceVersion=x", 400, "invalid resource version"),
+        ("watch=1&resourceVersion=x", 500, "resourceVersion: Invalid value: \"x\""),
         ("watch=1&timeoutSeconds=soon", 400, "strconv.ParseInt"),
     ] {
         let answer = client.get(&format!("{MAPS}?{query}")).await;
@@ -214,7 +197,7 @@ async fn a_page_of_a_forgotten_past_is_expired_and_says_how_to_go_on() {
 
 #[tokio::test]
 async fn patches_that_grow_without_bound_are_refused() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
         "names": {"plural": "things", "kind": "Thing"}, "versions": [{"name": "v1", "served": true, "storage": true,
@@ -266,7 +249,7 @@ async fn patches_that_grow_without_bound_are_refused() {
 
 #[tokio::test]
 async fn rules_of_a_crd_that_nest_without_end_are_refused() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let rules = [
         format!("{}true{}", "(".repeat(50_000), ")".repeat(50_000)),
         format!("{}true", "!".repeat(50_000)),
@@ -290,7 +273,7 @@ async fn rules_of_a_crd_that_nest_without_end_are_refused() {
 
 #[tokio::test]
 async fn a_slow_watcher_is_cut_off_and_others_go_on() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     client.post(MAPS, &map("big", "0")).await;
     let watch = format!(
         "{MAPS}?watch=1&resourceVersion={}",
@@ -332,7 +315,7 @@ async fn a_slow_watcher_is_cut_off_and_others_go_on() {
 
 #[tokio::test]
 async fn idle_connections_and_vanishing_clients_hurt_nobody() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let mut idle = Vec::new();
     for _ in 0..500 {
         idle.push(client.connect().await.unwrap());
@@ -360,7 +343,7 @@ async fn idle_connections_and_vanishing_clients_hurt_nobody() {
 
 #[tokio::test]
 async fn floods_of_headers_and_broken_requests_are_answered_or_cut() {
-    let (cluster, client) = start().await;
+    let (cluster, client) = start(Options::default()).await;
     let flood: String = (0..5000).map(|n| format!("x-{n}: y\r\n")).collect();
     let long = format!("x-long: {}\r\n", "y".repeat(2 << 20));
     for (what, request) in [

@@ -1,7 +1,5 @@
 //! The data directory: what was acknowledged outlives `kill -9` and a full disk.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{Client, DEADLINE};
 use serde_json::{Value, json};
-use support::{Client, DEADLINE};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 

@@ -1,24 +1,15 @@
 //! Faults on demand: what was asked for happens, to those it was asked for, and ends.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::{Client, DEADLINE, start};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use support::{Client, DEADLINE};
 use tokio::time::timeout;
-use vnode_devcluster::{DevCluster, Options};
+use vnode_devcluster::Options;
 
 const FAULTS: &str = "/debug/faults";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
-
-async fn start(faults: Option<u64>) -> (DevCluster, Client) {
-    let options = Options { controllers: false, faults, ..Options::default() };
-    let cluster = DevCluster::start(options).await.unwrap();
-    let client = Client::new(&cluster.admin_kubeconfig().unwrap());
-    (cluster, client)
-}
 
 async fn add(client: &Client, rule: Value) -> u64 {
     let answer = client.post(FAULTS, &rule).await;
@@ -28,7 +19,7 @@ async fn add(client: &Client, rule: Value) -> u64 {
 
 #[tokio::test]
 async fn without_being_asked_for_there_is_no_such_endpoint() {
-    let (cluster, client) = start(None).await;
+    let (cluster, client) = start(Options::default()).await;
     for method in ["GET", "POST", "DELETE"] {
         assert!((404..=405).contains(&client.send(method, FAULTS, &[], "{}").await.code));
     }
@@ -37,7 +28,7 @@ async fn without_being_asked_for_there_is_no_such_endpoint() {
 
 #[tokio::test]
 async fn only_administrators_ask_for_faults() {
-    let (cluster, _) = start(Some(1)).await;
+    let (cluster, _) = start(Options { faults: Some(1), ..Options::default() }).await;
     let jane = Client::new(&cluster.kubeconfig("jane", &["developers"]).unwrap());
     let answer = jane.post(FAULTS, &json!({"action": {"type": "hang"}})).await;
     assert_eq!((answer.code, answer.json()["reason"].as_str()), (403, Some("Forbidden")));
@@ -46,7 +37,7 @@ async fn only_administrators_ask_for_faults() {
 
 #[tokio::test]
 async fn errors_strike_the_share_the_paths_and_the_users_that_were_named() {
-    let (cluster, client) = start(Some(7)).await;
+    let (cluster, client) = start(Options { faults: Some(7), ..Options::default() }).await;
     let jane = Client::new(&cluster.kubeconfig("jane", &["system:masters"]).unwrap());
     let action = json!({"type": "status", "code": 429, "retryAfterSeconds": 3});
     add(&client, json!({"match": {"path": "/api/v1/", "user": "jane"}, "share": 0.5, "action": action})).await;
@@ -71,7 +62,7 @@ async fn errors_strike_the_share_the_paths_and_the_users_that_were_named() {
     cluster.shutdown().await;
 
     // The same seed, the same requests, the same luck.
-    let (cluster, client) = start(Some(7)).await;
+    let (cluster, client) = start(Options { faults: Some(7), ..Options::default() }).await;
     let jane = Client::new(&cluster.kubeconfig("jane", &["system:masters"]).unwrap());
     add(&client, json!({"match": {"path": "/api/v1/", "user": "jane"}, "share": 0.5, "action": action})).await;
     let mut again = 0;
@@ -84,7 +75,7 @@ async fn errors_strike_the_share_the_paths_and_the_users_that_were_named() {
 
 #[tokio::test]
 async fn rules_are_spent_removed_and_refused() {
-    let (cluster, client) = start(Some(1)).await;
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
     let rule = |code: u16| {
         json!({"match": {"methods": ["GET"], "path": MAPS}, "count": 2,
         "action": {"type": "status", "code": code}})
@@ -110,7 +101,7 @@ async fn rules_are_spent_removed_and_refused() {
 
 #[tokio::test]
 async fn requests_are_held_up_until_the_rule_goes_slowed_down_and_reset() {
-    let (cluster, client) = start(Some(1)).await;
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
     let id = add(&client, json!({"match": {"path": MAPS}, "action": {"type": "hang"}})).await;
     let held = tokio::spawn({
         let client = client.clone();
@@ -135,9 +126,62 @@ async fn requests_are_held_up_until_the_rule_goes_slowed_down_and_reset() {
     cluster.shutdown().await;
 }
 
+async fn held(client: &Client, wanted: u64) {
+    let same = async {
+        while client.get(FAULTS).await.json()["rules"][0]["held"] != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, same).await.unwrap_or_else(|_| panic!("{wanted} are held"));
+}
+
+#[tokio::test]
+async fn the_first_ones_pass_and_the_next_takes_effect_though_its_answer_is_lost() {
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
+    let map = |name: &str| json!({"metadata": {"name": name}});
+    let rule = |action: Value| json!({"match": {"methods": ["POST"], "path": MAPS}, "skip": 1, "count": 1, "after": true, "action": action});
+    for (name, action) in [
+        ("reset", json!({"type": "reset"})),
+        ("timeout", json!({"type": "status", "code": 504})),
+        ("delay", json!({"type": "delay", "milliseconds": 1})),
+    ] {
+        add(&client, rule(action)).await;
+        assert_eq!(client.post(MAPS, &map(&format!("{name}-first"))).await.code, 201, "{name}");
+        let media = [("content-type", "application/json")];
+        let struck = client.try_send("POST", MAPS, &media, map(name).to_string()).await;
+        let code = struck.map_or(0, |answer| answer.code);
+        assert_eq!(code, [("reset", 0), ("timeout", 504), ("delay", 201)].iter().find(|c| c.0 == name).unwrap().1);
+        assert_eq!(client.get(&format!("{MAPS}/{name}")).await.code, 200, "{name}");
+        let listed = client.get(FAULTS).await.json();
+        assert_eq!(listed["rules"][0]["struck"], json!([format!("POST {MAPS}")]));
+        client.send("DELETE", FAULTS, &[], "").await;
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn of_a_client_that_leaves_only_the_answer_was_waited_for_or_nothing_happens() {
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
+    for after in [true, false] {
+        add(&client, json!({"match": {"path": MAPS}, "count": 1, "after": after, "action": {"type": "hang"}})).await;
+        let leaving = tokio::spawn({
+            let client = client.clone();
+            async move { client.post(MAPS, &json!({"metadata": {"name": "left"}})).await.code }
+        });
+        held(&client, 1).await;
+        assert_eq!(client.get(&format!("{MAPS}/left")).await.code, if after { 200 } else { 404 });
+        leaving.abort();
+        held(&client, 0).await;
+        client.send("DELETE", FAULTS, &[], "").await;
+        let there = client.send("DELETE", &format!("{MAPS}/left"), &[], "").await.code;
+        assert_eq!(there, if after { 200 } else { 404 });
+    }
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn watches_are_cut_and_the_past_is_forgotten() {
-    let (cluster, client) = start(Some(1)).await;
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
     let version = client.get(MAPS).await.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     let uri = format!("{MAPS}?watch=1&resourceVersion={version}");
     let mut connection = client.open().await.unwrap();
@@ -157,7 +201,7 @@ async fn watches_are_cut_and_the_past_is_forgotten() {
 
 #[tokio::test]
 async fn the_network_fails_in_three_ways_and_comes_back() {
-    let (cluster, client) = start(Some(1)).await;
+    let (cluster, client) = start(Options { faults: Some(1), ..Options::default() }).await;
     for mode in ["reset", "refuse", "silent"] {
         let mut old = client.open().await.unwrap();
         let answer = client.post(&format!("{FAULTS}/outage"), &json!({"mode": mode, "seconds": 4})).await;

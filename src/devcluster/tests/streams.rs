@@ -1,10 +1,8 @@
 //! Streams and proxied requests from a client through the API server to a node's kubelet and to pods.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{connect, head, kubelet_tls, request, start};
+use crate::common::{connect, head, kubelet_tls, request, start};
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -171,7 +169,7 @@ async fn streams_that_cannot_be_are_refused_in_the_words_of_kubernetes() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{path}: {answer}");
         assert!(answer.contains(said), "{path}: {answer}");
     }
-    let client = common::client(&kubeconfig).await;
+    let client = crate::common::client(&kubeconfig).await;
     let (code, answer) = request(&client, "POST", &format!("{PODS}/one/exec?command=ls"), Value::Null).await;
     assert_eq!((code, answer["message"].as_str()), (400, Some("Upgrade request required")));
     cluster.shutdown().await;
@@ -188,7 +186,7 @@ async fn a_reader_may_not_run_commands_by_a_websocket_either() {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"},
         "subjects": [{"kind": "User", "name": "jane"}]});
     create(&admin, &format!("{RBAC}/rolebindings"), binding).await;
-    let jane = common::client(&cluster.kubeconfig("jane", &[]).unwrap()).await;
+    let jane = crate::common::client(&cluster.kubeconfig("jane", &[]).unwrap()).await;
     let (code, answer) = request(&jane, "GET", &format!("{PODS}/one/exec?command=ls"), Value::Null).await;
     assert_eq!((code, answer["message"].as_str()), (403, Some("pods \"one\" is forbidden: ")));
     cluster.shutdown().await;

@@ -69,12 +69,85 @@ pub(crate) fn same(a: &Value, b: &Value) -> bool {
 /// What is wrong with a DNS label; `None` when it is fine.
 pub(crate) fn label_fault(name: &str) -> Option<&'static str> {
     if name.len() > 63 {
-        return Some("must be no more than 63 bytes");
+        return Some("must be no more than 63 characters");
+    }
+    if name.contains('.') && subdomain_fault(name).is_none() {
+        return Some("must not contain dots");
     }
     let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
     let ends = matches!((bytes.first(), bytes.last()), (Some(a), Some(z)) if fine(*a) && fine(*z));
     (!ends || !bytes.iter().all(|b| fine(*b) || *b == b'-')).then_some(LABEL)
+}
+
+pub(crate) use crate::server::meta::{label_value_fault, subdomain_fault};
+
+/// Whether a value is an address of either family.
+pub(crate) fn is_address(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.parse::<std::net::IpAddr>().is_ok())
+}
+
+/// Whether a value is a network, as in `10.9.8.0/24`.
+pub(crate) fn is_cidr(value: &Value) -> bool {
+    let valid = |text: &str| {
+        let (ip, bits) = text.split_once('/')?;
+        let ip: std::net::IpAddr = ip.parse().ok()?;
+        let bits: u8 = bits.parse().ok()?;
+        (bits <= if ip.is_ipv4() { 32 } else { 128 }).then_some(())
+    };
+    value.as_str().and_then(valid).is_some()
+}
+
+/// What is wrong with a port's name. apimachinery: `IsValidPortName`.
+pub(crate) fn port_name_faults(name: &str) -> Vec<&'static str> {
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let rules = [
+        (name.len() > 15, "must be no more than 15 characters"),
+        (!name.bytes().all(fine), "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"),
+        (!name.bytes().any(|b| b.is_ascii_lowercase()), "must contain at least one letter (a-z)"),
+        (name.contains("--"), "must not contain consecutive hyphens"),
+        (name.starts_with('-') || name.ends_with('-'), "must not begin or end with a hyphen"),
+    ];
+    rules.into_iter().filter(|(broken, _)| *broken).map(|(_, detail)| detail).collect()
+}
+
+/// What is wrong with a label selector. apimachinery: `ValidateLabelSelector`.
+pub(crate) fn label_selector(selector: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    for (key, value) in entries(&selector["matchLabels"]) {
+        if let Some(fault) = qualified_fault(key) {
+            errors.push(FieldError::invalid(format!("{path}.matchLabels"), &json!(key), fault));
+        }
+        if let Some(fault) = label_value_fault(value.as_str().unwrap_or_default()) {
+            errors.push(FieldError::invalid(format!("{path}.matchLabels"), value, fault));
+        }
+    }
+    for (i, rule) in items(&selector["matchExpressions"]).iter().enumerate() {
+        let path = format!("{path}.matchExpressions[{i}]");
+        let values = items(&rule["values"]);
+        match text(rule, "operator") {
+            "In" | "NotIn" if values.is_empty() => {
+                let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+                errors.push(FieldError::required(format!("{path}.values"), detail));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                errors.push(FieldError::forbidden(format!("{path}.values"), detail));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            operator => {
+                let detail = "not a valid selector operator";
+                errors.push(FieldError::invalid(format!("{path}.operator"), &json!(operator), detail));
+            }
+        }
+        if let Some(fault) = qualified_fault(text(rule, "key")) {
+            errors.push(FieldError::invalid(format!("{path}.key"), &json!(text(rule, "key")), fault));
+        }
+        for (j, value) in values.iter().enumerate() {
+            if let Some(fault) = label_value_fault(value.as_str().unwrap_or_default()) {
+                errors.push(FieldError::invalid(format!("{path}.values[{j}]"), value, fault));
+            }
+        }
+    }
 }
 
 /// What is wrong with a qualified name such as `example.com/name`; `None` when it is fine.

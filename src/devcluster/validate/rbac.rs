@@ -94,7 +94,6 @@ fn validate_binding(binding: &Value, old: Option<&Value>, kinds: &[&str], namesp
         let at = |key: &str| format!("subjects[{i}].{key}");
         if text(&subject["name"]).is_empty() {
             errors.push(FieldError::required(at("name"), ""));
-            continue;
         }
         match text(&subject["kind"]).as_str() {
             "ServiceAccount" => {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorTerm, Taint};
 use kube::ResourceExt;
 
-use super::pod::{PodInfo, term_matches, tolerates};
+use super::pod::{PodInfo, tolerates};
 use super::resources::Amounts;
+use super::topology::Topology;
 use crate::controllers::labels::{self, Labels};
 
 /// A node with what is left on it.
@@ -15,23 +16,23 @@ use crate::controllers::labels::{self, Labels};
 pub(crate) struct NodeInfo {
     pub(crate) name: String,
     /// False for a node that is gone but still has pods.
-    exists: bool,
-    labels: Labels,
-    taints: Vec<Taint>,
-    unschedulable: bool,
+    pub(super) exists: bool,
+    pub(super) labels: Labels,
+    pub(super) taints: Vec<Taint>,
+    pub(super) unschedulable: bool,
     allocatable: Amounts,
     used: Amounts,
-    pods: HashMap<String, Arc<PodInfo>>,
+    pub(super) pods: HashMap<String, Arc<PodInfo>>,
 }
 
 /// All nodes and what runs on them.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    nodes: Vec<NodeInfo>,
+    pub(super) nodes: Vec<NodeInfo>,
     by_name: HashMap<String, usize>,
     placed: HashMap<String, String>,
     /// Pods with required anti-affinity; while there are none, nobody pays for it.
-    standoffish: usize,
+    pub(super) standoffish: usize,
     start: usize,
 }
 
@@ -119,6 +120,7 @@ impl Cluster {
         let enough = sample(self.nodes.len());
         let mut best: Option<(i64, u64, usize)> = None;
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut preemption: BTreeMap<&str, usize> = BTreeMap::new();
         let (mut feasible, mut seen) = (0, 0);
         let count = self.nodes.len();
         for step in 0..count {
@@ -129,7 +131,11 @@ impl Cluster {
                 continue;
             }
             match node.refusal(pod).or_else(|| topology.refusal(node, pod).map(|r| vec![r.to_string()])) {
-                Some(why) => why.into_iter().for_each(|r| *reasons.entry(r).or_default() += 1),
+                Some(why) => {
+                    let hint = if node.yields(pod, &why) { NO_VICTIMS } else { NO_HELP };
+                    *preemption.entry(hint).or_default() += 1;
+                    why.into_iter().for_each(|r| *reasons.entry(r).or_default() += 1);
+                }
                 None => {
                     feasible += 1;
                     // The tie breaker spreads equals evenly, and differently for each pod.
@@ -147,11 +153,26 @@ impl Cluster {
             None => {
                 let mut reasons: Vec<_> = reasons.into_iter().map(|(why, n)| format!("{n} {why}")).collect();
                 reasons.sort();
-                Err(format!("0/{total} nodes are available: {}.", reasons.join(", ")))
+                let mut hints: Vec<_> = preemption.into_iter().map(|(hint, n)| format!("{n} {hint}")).collect();
+                hints.sort();
+                let none = format!("0/{total} nodes are available:");
+                Err(format!(
+                    "{none} {}. no new claims to deallocate, preemption: {none} {}.",
+                    reasons.join(", "),
+                    hints.join(", ")
+                ))
             }
         }
     }
 }
+
+/// What kube-scheduler says of nodes where fewer pods would change nothing, and of those where they might.
+const NO_HELP: &str = "Preemption is not helpful for scheduling";
+const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+const UNSCHEDULABLE: &str = "node(s) were unschedulable";
+const TAINTED: &str = "node(s) had untolerated taint(s)";
+const UNSELECTED: &str = "node(s) didn't match Pod's node affinity/selector";
+const NOT_NEAR: &str = "node(s) didn't match pod affinity rules";
 
 /// How many feasible nodes are enough to choose from. kube-scheduler: `numFeasibleNodesToFind`.
 fn sample(nodes: usize) -> usize {
@@ -190,7 +211,7 @@ pub(crate) fn may_run(node: &Node, pod: &PodInfo) -> bool {
 }
 
 impl NodeInfo {
-    fn selected_by(&self, pod: &PodInfo) -> bool {
+    pub(super) fn selected_by(&self, pod: &PodInfo) -> bool {
         pod.node_selector.iter().all(|(k, v)| self.labels.get(k) == Some(v))
             && pod.required.as_ref().is_none_or(|terms| terms.iter().any(|t| term_takes(t, self)))
     }
@@ -201,18 +222,28 @@ impl NodeInfo {
         let tolerated =
             |key: &str, value: &str, effect: &str| pod.tolerations.iter().any(|t| tolerates(t, key, value, effect));
         if self.unschedulable && !tolerated("node.kubernetes.io/unschedulable", "", "NoSchedule") {
-            return one("node(s) were unschedulable");
+            return one(UNSCHEDULABLE);
         }
         for taint in self.taints.iter().filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute")) {
             let value = taint.value.as_deref().unwrap_or_default();
             if !tolerated(&taint.key, value, &taint.effect) {
-                return Some(vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)]);
+                return one(TAINTED);
             }
         }
         if !self.selected_by(pod) {
-            return one("node(s) didn't match Pod's node affinity/selector");
+            return one(UNSELECTED);
         }
         None
+    }
+
+    /// Whether a node that refuses for these reasons might take the pod if others left it.
+    fn yields(&self, pod: &PodInfo, why: &[String]) -> bool {
+        let (asks, have) = (&pod.asks, &self.allocatable);
+        let other = |name: &String| have.other.get(name).copied().unwrap_or_default();
+        let too_much =
+            asks.cpu > have.cpu || asks.memory > have.memory || asks.other.iter().any(|(name, n)| *n > other(name));
+        let firm = |why: &String| [UNSCHEDULABLE, TAINTED, UNSELECTED, NOT_NEAR].contains(&why.as_str());
+        !too_much && !why.iter().any(firm)
     }
 
     /// Why this node cannot take the pod, topology aside.
@@ -271,112 +302,6 @@ impl NodeInfo {
     }
 }
 
-/// Everything about other pods that matters to one pod, counted once a decision.
-#[derive(Default)]
-struct Topology {
-    /// For each affinity term: domains with a match; `None` lets the first of a group in.
-    near: Vec<(String, Option<Vec<String>>)>,
-    apart: Vec<(String, Vec<String>)>,
-    /// Domains that pods already there keep this one out of.
-    keep_out: Vec<(String, String)>,
-    spread: Vec<Spread>,
-}
-
-struct Spread {
-    key: String,
-    max: i64,
-    strict: bool,
-    counts: HashMap<String, i64>,
-    least: i64,
-}
-
-impl Topology {
-    fn of(cluster: &Cluster, pod: &PodInfo) -> Self {
-        let mut topology = Self::default();
-        let there = || cluster.nodes.iter().flat_map(|n| n.pods.values().map(move |p| (n, p)));
-        let domains = |term: &k8s_openapi::api::core::v1::PodAffinityTerm| {
-            let mut found: Vec<String> = there()
-                .filter(|(_, p)| term_matches(term, &pod.namespace, &p.namespace, &p.labels))
-                .filter_map(|(n, _)| n.labels.get(&term.topology_key).cloned())
-                .collect();
-            found.sort();
-            found.dedup();
-            found
-        };
-        for term in &pod.near {
-            let found = domains(term);
-            let first = found.is_empty() && term_matches(term, &pod.namespace, &pod.namespace, &pod.labels);
-            topology.near.push((term.topology_key.clone(), (!first).then_some(found)));
-        }
-        for term in &pod.apart {
-            topology.apart.push((term.topology_key.clone(), domains(term)));
-        }
-        if cluster.standoffish > 0 {
-            for (node, other) in there() {
-                for term in &other.apart {
-                    if term_matches(term, &other.namespace, &pod.namespace, &pod.labels)
-                        && let Some(value) = node.labels.get(&term.topology_key)
-                    {
-                        topology.keep_out.push((term.topology_key.clone(), value.clone()));
-                    }
-                }
-            }
-        }
-        for constraint in &pod.spread {
-            let mut counts: HashMap<String, i64> = HashMap::new();
-            for node in cluster.nodes.iter().filter(|n| n.exists && n.selected_by(pod)) {
-                let Some(domain) = node.labels.get(&constraint.topology_key) else { continue };
-                let same = node.pods.values().filter(|p| {
-                    p.namespace == pod.namespace
-                        && constraint.label_selector.as_ref().is_some_and(|s| labels::matches(s, &p.labels))
-                });
-                *counts.entry(domain.clone()).or_default() += same.count() as i64;
-            }
-            let scarce = constraint.min_domains.is_some_and(|min| counts.len() < min as usize);
-            let least = if scarce { 0 } else { counts.values().min().copied().unwrap_or_default() };
-            topology.spread.push(Spread {
-                key: constraint.topology_key.clone(),
-                max: i64::from(constraint.max_skew),
-                strict: constraint.when_unsatisfiable == "DoNotSchedule",
-                counts,
-                least,
-            });
-        }
-        topology
-    }
-
-    fn refusal(&self, node: &NodeInfo, _pod: &PodInfo) -> Option<&'static str> {
-        let domain = |key: &str| node.labels.get(key);
-        for (key, wanted) in &self.near {
-            let Some(here) = domain(key) else { return Some("node(s) didn't match pod affinity rules") };
-            if wanted.as_ref().is_some_and(|w| w.binary_search(here).is_err()) {
-                return Some("node(s) didn't match pod affinity rules");
-            }
-        }
-        if self.apart.iter().any(|(key, full)| domain(key).is_some_and(|d| full.binary_search(d).is_ok())) {
-            return Some("node(s) didn't match pod anti-affinity rules");
-        }
-        if self.keep_out.iter().any(|(key, value)| domain(key) == Some(value)) {
-            return Some("node(s) didn't satisfy existing pods anti-affinity rules");
-        }
-        for spread in self.spread.iter().filter(|s| s.strict) {
-            let Some(here) = domain(&spread.key) else {
-                return Some("node(s) didn't match pod topology spread constraints (missing required label)");
-            };
-            if spread.counts.get(here).copied().unwrap_or_default() + 1 - spread.least > spread.max {
-                return Some("node(s) didn't match pod topology spread constraints");
-            }
-        }
-        None
-    }
-
-    fn score(&self, node: &NodeInfo) -> i64 {
-        let crowd =
-            |s: &Spread| node.labels.get(&s.key).and_then(|d| s.counts.get(d)).copied().unwrap_or(s.max) - s.least;
-        self.spread.iter().map(|s| -200 * crowd(s)).sum()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,15 +338,17 @@ mod tests {
         cluster.put_node(&node("c", "2", json!({"unschedulable": true})));
         assert_eq!(
             cluster.decide(&pod("p", json!({}))).unwrap_err(),
-            "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}, 1 node(s) were \
-             unschedulable."
+            "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s), 1 node(s) were \
+             unschedulable. no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not \
+             helpful for scheduling."
         );
         let tolerant = pod("p", json!({"tolerations": [{"key": "k", "operator": "Exists"}]}));
         assert_eq!(cluster.decide(&tolerant).unwrap(), "b");
         let picky = pod("p", json!({"nodeSelector": {"zone": "none"}, "tolerations": [{"operator": "Exists"}]}));
         assert_eq!(
             cluster.decide(&picky).unwrap_err(),
-            "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+            "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. no new claims to deallocate, \
+             preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
         );
     }
 
@@ -449,7 +376,8 @@ mod tests {
         cluster.place(pod("p", apart.clone()), "a");
         assert_eq!(
             cluster.decide(&pod("q", json!({}))).unwrap_err(),
-            "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."
+            "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules. no new claims to \
+             deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
         );
         cluster.put_node(&node("b", "4", json!({})));
         assert_eq!(cluster.decide(&pod("q", apart)).unwrap(), "b");

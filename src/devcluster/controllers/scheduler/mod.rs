@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod pod;
 pub(crate) mod resources;
+mod topology;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -236,7 +237,7 @@ impl Scheduler {
                         self.state().tries.remove(&key);
                         if let Some(pod) = self.world.pods.get(&key) {
                             let said = format!("Successfully assigned {}/{} to {node}", key.0, key.1);
-                            self.world.event(NAME, pod.as_ref(), "Normal", "Scheduled", &said);
+                            self.world.event_of(NAME, pod.as_ref(), "Normal", "Binding", "Scheduled", &said);
                         }
                     }
                     Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
@@ -266,9 +267,10 @@ impl Scheduler {
                     return;
                 }
                 let status = json!({"conditions": [{"type": "PodScheduled", "status": "False",
+                    "observedGeneration": pod.metadata.generation,
                     "reason": "Unschedulable", "message": message,
                     "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()}]});
-                self.world.event(NAME, pod.as_ref(), "Warning", "FailedScheduling", &message);
+                self.world.event_of(NAME, pod.as_ref(), "Warning", "Scheduling", "FailedScheduling", &message);
                 let patch = tokio::time::timeout(CALL, self.world.patch_pod_status(&pod, status)).await;
                 if !matches!(patch, Ok(Ok(()))) {
                     tracing::debug!(pod = %info.name, "a pod could not be marked as unschedulable");

@@ -1,11 +1,12 @@
 //! Admission: what a user who may write a kind may still not write.
 //!
 //! [`node`] keeps nodes to their own objects, [`roles`] keeps everybody from granting more than they have, and
-//! [`certificates`] keeps signing requests to those who may approve and sign them. Writes of the server itself have a
+//! [`pods`] gives pods what they need, [`certificates`] keeps signing requests to those who may approve and sign them. Writes of the server itself have a
 //! user without a name and are let through.
 
 pub(super) mod certificates;
 pub(super) mod node;
+pub(super) mod pods;
 mod roles;
 
 use serde_json::Value;

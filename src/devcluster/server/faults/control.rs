@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use http::Method;
 use http::request::Parts;
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,7 +12,7 @@ use super::rules::Rule;
 use super::{Active, Faults, Network};
 use crate::auth::User;
 use crate::server::Api;
-use crate::server::http::{Answer, json as answer_json, read_body};
+use crate::server::http::{Answer, Asking, json as answer_json, read_body};
 use crate::status::{ApiError, Result};
 
 const PATH: &str = "/debug/faults";
@@ -45,7 +44,7 @@ pub(crate) async fn answer(
     user: &User,
     parts: &Parts,
     below: &str,
-    body: Incoming,
+    body: Asking,
 ) -> Result<Answer> {
     if !user.in_group("system:masters") {
         let message = format!("forbidden: User {:?} cannot use {PATH}: only system:masters may", user.name);
@@ -116,6 +115,8 @@ impl Faults {
             rule["id"] = active.id.into();
             rule["matched"] = active.matched.into();
             rule["applied"] = active.applied.into();
+            rule["held"] = (Arc::strong_count(&active.held) - 1).into();
+            rule["struck"] = json!(active.struck);
             rule
         };
         let rules: Vec<_> = self.rules().active.iter().map(rule).collect();

@@ -15,17 +15,27 @@ pub(crate) struct Rule {
     /// How many of those it hits, from 0 to 1.
     #[serde(default = "all")]
     pub(crate) share: f64,
+    /// How many that it would hit pass before it strikes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) skip: u64,
     /// How often it strikes before it is spent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) count: Option<u64>,
     /// How long it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seconds: Option<f64>,
+    /// The request takes effect first, and it is its answer that is hit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) after: bool,
     pub(crate) action: Action,
 }
 
 fn all() -> f64 {
     1.0
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Which requests a rule is about. What is not given does not matter.

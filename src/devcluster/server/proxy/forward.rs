@@ -6,15 +6,14 @@ use http::Method;
 use http::header::{HeaderValue, LOCATION};
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::{Peer, dial, kubelet, locate, passed_on, upgrade, wants_upgrade};
-use crate::server::http::{Answer, full};
+use crate::server::http::{Answer, Asking, full};
 use crate::server::{Api, Call, not_found};
 use crate::status::{ApiError, Result};
 use crate::store::Range;
 
-pub(crate) async fn forward(api: &Api, call: &Call, parts: Parts, body: Incoming) -> Result<Answer> {
+pub(crate) async fn forward(api: &Api, call: &Call, parts: Parts, body: Asking) -> Result<Answer> {
     let peer = peer(api, call)?;
     let Some(path) = rest(parts.uri.path()) else {
         return Err(ApiError::bad_request("the path cannot be proxied"));

@@ -4,7 +4,6 @@
 //! Channels of exec and attach become streams of a SPDY session; a port-forward is a SPDY session already, only inside
 //! of WebSocket messages. apiserver: `StreamTranslatorHandler`, `TunnelingHandler`.
 
-mod messages;
 mod session;
 
 use futures::FutureExt;
@@ -17,6 +16,7 @@ use serde_json::Value;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use vnode_spdy::tunnel::Tunnel;
 
 use super::{SWITCH_DEADLINE, dial, tunnel};
 use crate::cluster::KubeletStreams;
@@ -108,7 +108,7 @@ pub(super) async fn translate(
             };
             async move {
                 if let Some(client) = client.await {
-                    let messages = messages::Bytewise::new(client);
+                    let messages = Tunnel::new(client);
                     let ended = tunnel::join(messages, node, tunnel::Limits::default()).await;
                     tracing::debug!(?ended, "a port-forward ended");
                 }

@@ -1,5 +1,4 @@
 //! What the tests of the running cluster share.
-#![allow(dead_code)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! A client that says exactly what it is told to, be it nonsense.
-#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +16,25 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use vnode_devcluster::{DevCluster, Options};
 
 /// No answer takes longer than this, unless a test is about that.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A cluster without controllers, and its administrator.
+pub async fn start(options: Options) -> (DevCluster, Client) {
+    let cluster = DevCluster::start(Options { controllers: false, ..options }).await.unwrap();
+    let client = Client::new(&cluster.admin_kubeconfig().unwrap());
+    (cluster, client)
+}
+
+/// The same, where pods can be made: their service account is there.
+pub async fn start_for_pods() -> (DevCluster, Client) {
+    let (cluster, client) = start(Options::default()).await;
+    let account = serde_json::json!({"metadata": {"name": "default"}});
+    client.post("/api/v1/namespaces/default/serviceaccounts", &account).await;
+    (cluster, client)
+}
 
 /// Where a cluster is and who asks.
 #[derive(Clone)]

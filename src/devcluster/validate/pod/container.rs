@@ -3,8 +3,10 @@
 use kube_quantity::ParsedQuantity;
 use serde_json::{Value, json};
 
+use super::environment::environment;
+use super::{security, volumes::mounts};
 use crate::status::FieldError;
-use crate::validate::fields::{self, entries, items, not_found, not_negative, one_of, text};
+use crate::validate::fields::{self, entries, items, not_negative, one_of, port_name_faults, text};
 
 /// Reads a quantity as text or as a number.
 pub(crate) fn quantity(value: &Value) -> Option<ParsedQuantity> {
@@ -15,7 +17,7 @@ pub(crate) fn quantity(value: &Value) -> Option<ParsedQuantity> {
 /// Every quantity of a resource list must parse and be at least zero.
 pub(crate) fn quantities(list: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for (name, value) in entries(list) {
-        let path = format!("{path}.{name}");
+        let path = format!("{path}[{name}]");
         let zero = quantity(&json!("0"));
         match quantity(value) {
             None => errors.push(FieldError::invalid(
@@ -35,11 +37,15 @@ pub(crate) fn quantities(list: &Value, path: &str, errors: &mut Vec<FieldError>)
 /// All containers of a pod's spec; `volumes` are the names that mounts may use.
 pub(crate) fn validate(spec: &Value, path: &str, volumes: &[String], errors: &mut Vec<FieldError>) {
     let mut names = Vec::new();
+    let stop_within = spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     for list in ["containers", "initContainers"] {
+        let mut taken = Vec::new();
         for (i, container) in items(&spec[list]).iter().enumerate() {
             let path = format!("{path}.{list}[{i}]");
             fields::unique_name(container, &path, &mut names, errors);
             one(container, &path, volumes, errors);
+            host_ports(container, &path, &mut taken, errors);
+            pause(&container["lifecycle"], &path, stop_within, errors);
             if list == "initContainers" {
                 init_only(container, &path, errors);
             }
@@ -67,8 +73,20 @@ fn one(container: &Value, path: &str, volumes: &[String], errors: &mut Vec<Field
         let detail = "must not have leading or trailing whitespace";
         errors.push(FieldError::invalid(format!("{path}.image"), &container["image"], detail));
     }
+    one_of(container, "terminationMessagePolicy", path, &["File", "FallbackToLogsOnError"], errors);
     one_of(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], errors);
-    one_of(container, "terminationMessagePolicy", path, &["FallbackToLogsOnError", "File"], errors);
+    security::container(&container["securityContext"], path, errors);
+    for policy in items(&container["resizePolicy"]) {
+        let path = format!("{path}.resizePolicy");
+        for (key, allowed) in
+            [("resourceName", ["cpu", "memory"]), ("restartPolicy", ["NotRequired", "RestartContainer"])]
+        {
+            if !allowed.contains(&text(policy, key)) {
+                errors.push(FieldError::not_supported(path.as_str(), &json!(text(policy, key)), &allowed));
+            }
+        }
+    }
+    one_of(container, "restartPolicy", path, &["Always", "Never", "OnFailure"], errors);
     ports(container, path, errors);
     environment(container, path, errors);
     mounts(container, path, volumes, errors);
@@ -91,10 +109,11 @@ fn ports(container: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let path = format!("{path}.ports[{i}]");
         let name = text(port, "name");
         if !name.is_empty() {
-            if name.len() > 15 {
-                let detail = "must be no more than 15 characters";
+            let faults = port_name_faults(name);
+            for detail in &faults {
                 errors.push(FieldError::invalid(format!("{path}.name"), &port["name"], detail));
-            } else if names.contains(&name) {
+            }
+            if faults.is_empty() && names.contains(&name) {
                 errors.push(FieldError::duplicate(format!("{path}.name"), &port["name"]));
             }
             names.push(name);
@@ -111,52 +130,29 @@ fn ports(container: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn environment(container: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    const NAME: &str = "a valid environment variable name must consist only of printable ASCII characters other \
-        than '='";
-    for (i, variable) in items(&container["env"]).iter().enumerate() {
-        let path = format!("{path}.env[{i}]");
-        let name = text(variable, "name");
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'=') {
-            errors.push(FieldError::invalid(format!("{path}.name"), &variable["name"], NAME));
+/// A port of the node is given to one container.
+fn host_ports(container: &Value, path: &str, taken: &mut Vec<String>, errors: &mut Vec<FieldError>) {
+    for (i, port) in items(&container["ports"]).iter().enumerate() {
+        let number = port["hostPort"].as_i64().unwrap_or(0);
+        if number == 0 {
+            continue;
         }
-        let from = &variable["valueFrom"];
-        if from.is_object() {
-            let sources = entries(from).filter(|(_, source)| !source.is_null()).count();
-            let path = format!("{path}.valueFrom");
-            if !text(variable, "value").is_empty() {
-                errors.push(FieldError::invalid(path, &json!(""), "may not be specified when `value` is not empty"));
-            } else if sources == 0 {
-                let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, \
-                    `secretKeyRef` or `fileKeyRef`";
-                errors.push(FieldError::invalid(path, &json!(""), detail));
-            } else if sources > 1 {
-                let detail = "may not have more than one field specified at a time";
-                errors.push(FieldError::invalid(path, &json!(""), detail));
-            }
+        let key = format!("{}/{}/{number}", text(port, "protocol"), text(port, "hostIP"));
+        if taken.contains(&key) {
+            errors.push(FieldError::duplicate(format!("{path}.ports[{i}].hostPort"), &json!(key)));
         }
+        taken.push(key);
     }
 }
 
-fn mounts(container: &Value, path: &str, volumes: &[String], errors: &mut Vec<FieldError>) {
-    let mut paths = Vec::new();
-    for (i, mount) in items(&container["volumeMounts"]).iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{i}]");
-        let name = text(mount, "name");
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !volumes.iter().any(|v| v == name) {
-            errors.push(not_found(format!("{path}.name"), &mount["name"]));
+/// A hook that sleeps must end before the container is killed.
+fn pause(lifecycle: &Value, path: &str, within: i64, errors: &mut Vec<FieldError>) {
+    for hook in ["postStart", "preStop"] {
+        let seconds = &lifecycle[hook]["sleep"]["seconds"];
+        if seconds.as_i64().is_some_and(|n| n < 0 || n > within) {
+            let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({within})");
+            errors.push(FieldError::invalid(format!("{path}.lifecycle.{hook}.sleep"), seconds, &detail));
         }
-        let at = text(mount, "mountPath");
-        if at.is_empty() {
-            errors.push(FieldError::required(format!("{path}.mountPath"), ""));
-        } else if paths.contains(&at) {
-            errors.push(FieldError::invalid(format!("{path}.mountPath"), &mount["mountPath"], "must be unique"));
-        }
-        paths.push(at);
     }
 }
 
@@ -164,22 +160,92 @@ fn mounts(container: &Value, path: &str, volumes: &[String], errors: &mut Vec<Fi
 pub(crate) fn resources(resources: &Value, path: &str, errors: &mut Vec<FieldError>) {
     quantities(&resources["limits"], &format!("{path}.limits"), errors);
     quantities(&resources["requests"], &format!("{path}.requests"), errors);
-    for (name, request) in entries(&resources["requests"]) {
-        let limit = &resources["limits"][name];
-        if let (false, Some(wanted), Some(most)) = (limit.is_null(), quantity(request), quantity(limit))
-            && wanted > most
-        {
-            let limit = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
-            let detail = format!("must be less than or equal to {name} limit of {limit}");
-            errors.push(FieldError::invalid(format!("{path}.requests"), request, &detail));
+    for list in ["limits", "requests"] {
+        for (name, amount) in entries(&resources[list]) {
+            resource_name(name, amount, &format!("{path}.{list}[{name}]"), errors);
         }
     }
+    for (name, _) in entries(&resources["requests"]).filter(|(name, _)| is_extended(name)) {
+        if resources["limits"][name].is_null() {
+            let detail = "Limit must be set for non overcommitable resources";
+            errors.push(FieldError::required(format!("{path}.limits"), detail));
+        }
+    }
+    for (name, request) in entries(&resources["requests"]) {
+        let limit = &resources["limits"][name];
+        let (false, Some(wanted), Some(most)) = (limit.is_null(), quantity(request), quantity(limit)) else {
+            continue;
+        };
+        let whole = is_extended(name) || name.starts_with(HUGE);
+        let rule = match whole {
+            true if wanted != most => "equal to",
+            false if wanted > most => "less than or equal to",
+            _ => continue,
+        };
+        let limit = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
+        let detail = format!("must be {rule} {name} limit of {limit}");
+        errors.push(FieldError::invalid(format!("{path}.requests"), request, &detail));
+    }
+    let both = || ["limits", "requests"].into_iter().flat_map(|list| entries(&resources[list]));
+    let named = |wanted: fn(&str) -> bool| both().any(|(name, _)| wanted(name));
+    if named(|name| name.starts_with(HUGE)) && !named(|name| matches!(name, "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
+    }
+}
+
+/// Pages of memory by their size, as in `hugepages-2Mi`.
+const HUGE: &str = "hugepages-";
+
+/// A resource of the node's devices, which is counted in whole pieces.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/")
+}
+
+fn resource_name(name: &str, amount: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with(HUGE);
+    if let Some(fault) = fields::qualified_fault(name) {
+        errors.push(FieldError::invalid(path, &json!(name), fault));
+    } else if !standard && !name.contains('/') {
+        for detail in
+            ["must be a standard resource type or fully qualified", "must be a standard resource for containers"]
+        {
+            errors.push(FieldError::invalid(path, &json!(name), detail));
+        }
+    }
+    if let Some(size) = name.strip_prefix(HUGE)
+        && let (Some(size), Some(given)) = (bytes(size), amount.as_str().and_then(bytes))
+        && (given == 0 || given % size != 0)
+    {
+        let detail = format!("{} is not positive integer multiple of {name}", amount.as_str().unwrap_or_default());
+        errors.push(FieldError::invalid(path, amount, &detail));
+    }
+    // Quantities have been rewritten: parts of a whole are thousandths or less.
+    if is_extended(name) && amount.as_str().is_some_and(|amount| amount.ends_with(['m', 'u', 'n'])) {
+        errors.push(FieldError::invalid(path, amount, "must be an integer"));
+    }
+}
+
+/// A whole number of bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = ["", "Ki", "Mi", "Gi", "Ti"].iter().position(|known| *known == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(1 << (10 * shift)).filter(|_| !number.is_empty())
 }
 
 fn validate_probe(probe: &Value, path: &str, once: bool, errors: &mut Vec<FieldError>) {
     handler(probe, path, errors);
     for key in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         not_negative(probe, key, path, errors);
+    }
+    let grace = &probe["terminationGracePeriodSeconds"];
+    let detail = match grace.as_i64() {
+        Some(_) if !once => "must not be set for readinessProbes",
+        Some(n) if n <= 0 => "must be greater than 0",
+        _ => "",
+    };
+    if !detail.is_empty() {
+        errors.push(FieldError::invalid(format!("{path}.terminationGracePeriodSeconds"), grace, detail));
     }
     if once && probe["successThreshold"].as_i64().is_some_and(|n| n != 1) {
         errors.push(FieldError::invalid(format!("{path}.successThreshold"), &probe["successThreshold"], "must be 1"));
@@ -200,8 +266,17 @@ fn handler(handler: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
     for key in ["httpGet", "tcpSocket", "grpc"] {
         let port = &handler[key]["port"];
-        if handler[key].is_object() && port.as_str().is_none_or(str::is_empty) {
-            fields::port(port, &format!("{path}.{key}.port"), errors);
+        match port.as_str() {
+            _ if !handler[key].is_object() => {}
+            None | Some("") => fields::port(port, &format!("{path}.{key}.port"), errors),
+            Some(name) => {
+                for detail in port_name_faults(name) {
+                    errors.push(FieldError::invalid(format!("{path}.{key}.port"), port, detail));
+                }
+            }
+        }
+        if key == "httpGet" && handler[key].is_object() {
+            one_of(&handler[key], "scheme", &format!("{path}.{key}"), &["HTTP", "HTTPS"], errors);
         }
     }
 }

@@ -18,11 +18,13 @@ pub(crate) fn default(pod: &mut Value) {
             requests_from_limits(&mut container["resources"]);
         }
     }
+    if pod["spec"]["terminationGracePeriodSeconds"].as_i64().is_some_and(|seconds| seconds < 0) {
+        pod["spec"]["terminationGracePeriodSeconds"] = 1.into();
+    }
     fill(&mut pod["spec"], "enableServiceLinks", true);
     if !pod["status"].is_object() {
         pod["status"] = json!({});
     }
-    fill(&mut pod["status"], "phase", "Pending");
     let class = qos_class(&pod["spec"]);
     fill(&mut pod["status"], "qosClass", class);
 }
@@ -139,7 +141,7 @@ fn default_volume(volume: &mut Value) {
         }
     }
     if let Some(path) = child(volume, "hostPath")
-        && path["type"].is_null()
+        && path.get("type").is_none_or(Value::is_null)
     {
         path["type"] = "".into();
     }

@@ -2,15 +2,23 @@
 
 pub(crate) mod container;
 mod default;
+mod environment;
+mod placement;
+pub(crate) mod resize;
+mod security;
+mod volumes;
 
 use serde_json::{Value, json};
 
 pub(crate) use default::{default, default_spec};
 
 use crate::status::FieldError;
-use crate::validate::fields::{entries, items, label_fault, one_of, qualified_fault, same, text, unique_name};
+use crate::validate::fields::{
+    entries, is_address, items, label_fault, label_value_fault, not_found, one_of, qualified_fault, same,
+    subdomain_fault, text, unique_name,
+};
 
-const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
+pub(crate) const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
     `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
     tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -18,23 +26,33 @@ const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.con
 pub(crate) fn validate(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     match old {
-        None => validate_spec(&new["spec"], "spec", &mut errors),
+        None => {
+            annotations(new, &mut errors);
+            validate_spec(&new["spec"], "spec", &mut errors);
+            if !items(&new["spec"]["ephemeralContainers"]).is_empty() {
+                errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+            }
+        }
         // So it is with every report of status.
         Some(old) if new["spec"] == old["spec"] => {}
-        Some(old) => validate_update(&new["spec"], &old["spec"], &mut errors),
+        Some(old) => {
+            validate_spec(&new["spec"], "spec", &mut errors);
+            validate_update(&new["spec"], &old["spec"], &mut errors);
+        }
     }
     errors
 }
 
 /// The spec of a pod or of a template.
 pub(crate) fn validate_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let volumes = volumes(spec, path, errors);
+    let volumes = volumes::volumes(spec, path, errors);
+    claims(spec, path, errors);
     if items(&spec["containers"]).is_empty() {
         errors.push(FieldError::required(format!("{path}.containers"), ""));
     }
     container::validate(spec, path, &volumes, errors);
-    one_of(spec, "restartPolicy", path, &["Always", "Never", "OnFailure"], errors);
-    one_of(spec, "dnsPolicy", path, &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], errors);
+    one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], errors);
+    one_of(spec, "dnsPolicy", path, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
     one_of(spec, "preemptionPolicy", path, &["Never", "PreemptLowerPriority"], errors);
     for key in ["hostname", "subdomain"] {
         let name = text(spec, key);
@@ -49,38 +67,225 @@ pub(crate) fn validate_spec(spec: &Value, path: &str, errors: &mut Vec<FieldErro
     }
     labels(&spec["nodeSelector"], &format!("{path}.nodeSelector"), errors);
     tolerations(&spec["tolerations"], &format!("{path}.tolerations"), errors);
+    let node = text(spec, "nodeName");
+    if let Some(fault) = subdomain_fault(node).filter(|_| !node.is_empty()) {
+        errors.push(FieldError::invalid(format!("{path}.nodeName"), &spec["nodeName"], fault));
+    }
     gates(spec, path, errors);
-    node_affinity(&spec["affinity"]["nodeAffinity"], &format!("{path}.affinity.nodeAffinity"), errors);
-}
-
-fn labels(labels: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    for (key, _) in entries(labels) {
-        if let Some(fault) = qualified_fault(key) {
-            errors.push(FieldError::invalid(path, &json!(key), fault));
+    placement::affinity(&spec["affinity"], &format!("{path}.affinity"), errors);
+    placement::spread(&spec["topologySpreadConstraints"], &format!("{path}.topologySpreadConstraints"), errors);
+    host(spec, path, errors);
+    security::pod(spec, path, errors);
+    addresses(spec, path, errors);
+    for (i, gate) in items(&spec["readinessGates"]).iter().enumerate() {
+        if let Some(fault) = qualified_fault(text(gate, "conditionType")) {
+            let path = format!("{path}.readinessGates[{i}].conditionType");
+            errors.push(FieldError::invalid(path, &gate["conditionType"], fault));
         }
     }
+    if spec["os"].is_object() && !matches!(text(&spec["os"], "name"), "linux" | "windows") {
+        errors.push(FieldError::not_supported(format!("{path}.os"), &spec["os"]["name"], &["linux", "windows"]));
+    }
+    security::system(spec, path, errors);
 }
 
-fn volumes(spec: &Value, path: &str, errors: &mut Vec<FieldError>) -> Vec<String> {
-    let mut names = Vec::new();
-    for (i, volume) in items(&spec["volumes"]).iter().enumerate() {
-        let path = format!("{path}.volumes[{i}]");
-        unique_name(volume, &path, &mut names, errors);
-        let sources = entries(volume).filter(|(key, source)| *key != "name" && !source.is_null());
-        for (extra, _) in sources.skip(1) {
-            let detail = "may not specify more than 1 volume type";
-            errors.push(FieldError::forbidden(format!("{path}.{extra}"), detail));
-        }
-        for (source, key) in [("secret", "secretName"), ("configMap", "name"), ("hostPath", "path")] {
-            if volume[source].is_object() && text(&volume[source], key).is_empty() {
-                errors.push(FieldError::required(format!("{path}.{source}.{key}"), ""));
+/// What is shared with the node.
+fn host(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    if spec["hostNetwork"] == true {
+        for list in ["containers", "initContainers"] {
+            for (i, container) in items(&spec[list]).iter().enumerate() {
+                for (j, port) in items(&container["ports"]).iter().enumerate() {
+                    if port["hostPort"] != port["containerPort"] {
+                        let path = format!("{path}.{list}[{i}].ports[{j}].hostPort");
+                        let detail = "must match `containerPort` when `hostNetwork` is true";
+                        errors.push(FieldError::invalid(path, &port["hostPort"], detail));
+                    }
+                }
             }
         }
     }
-    names
 }
 
-fn tolerations(list: &Value, path: &str, errors: &mut Vec<FieldError>) {
+const SEARCH: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
+    and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+    '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+
+fn addresses(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    for (i, alias) in items(&spec["hostAliases"]).iter().enumerate() {
+        if !is_address(&alias["ip"]) {
+            errors.push(FieldError::invalid(format!("{path}.hostAliases[{i}].ip"), &alias["ip"], ADDRESS));
+        }
+        for (j, name) in items(&alias["hostnames"]).iter().enumerate() {
+            if let Some(fault) = subdomain_fault(name.as_str().unwrap_or_default()) {
+                errors.push(FieldError::invalid(format!("{path}.hostAliases[{i}].hostnames[{j}]"), name, fault));
+            }
+        }
+    }
+    for (key, most, what) in [("nameservers", 3, "nameservers"), ("searches", 32, "search paths")] {
+        let list = &spec["dnsConfig"][key];
+        if items(list).len() > most {
+            let detail = format!("must not have more than {most} {what}");
+            errors.push(FieldError::invalid(format!("{path}.dnsConfig.{key}"), list, &detail));
+        }
+    }
+    for (i, option) in items(&spec["dnsConfig"]["options"]).iter().enumerate() {
+        if text(option, "name").is_empty() {
+            errors.push(FieldError::required(format!("{path}.dnsConfig.options[{i}]"), "must not be empty"));
+        }
+    }
+    let servers = items(&spec["dnsConfig"]["nameservers"]);
+    for (i, server) in servers.iter().enumerate().filter(|(_, server)| !is_address(server)) {
+        errors.push(FieldError::invalid(format!("{path}.dnsConfig.nameservers[{i}]"), server, ADDRESS));
+    }
+    for (i, search) in items(&spec["dnsConfig"]["searches"]).iter().enumerate() {
+        let name = search.as_str().unwrap_or_default();
+        let labels = |name: &str| name.split('.').all(|label| label_fault(&label.replace('_', "a")).is_none());
+        if !matches!(name, ".") && !labels(name.strip_suffix('.').unwrap_or(name)) {
+            errors.push(FieldError::invalid(format!("{path}.dnsConfig.searches[{i}]"), search, SEARCH));
+        }
+    }
+    if spec["dnsPolicy"] == "None" && !spec["dnsConfig"].is_object() {
+        let detail = "must provide `dnsConfig` when `dnsPolicy` is None";
+        errors.push(FieldError::required(format!("{path}.dnsConfig"), detail));
+    } else if spec["dnsPolicy"] == "None" && servers.is_empty() {
+        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        errors.push(FieldError::required(format!("{path}.dnsConfig.nameservers"), detail));
+    }
+}
+
+/// What a report of a pod's status must hold to. kubernetes: `ValidatePodStatusUpdate`.
+pub(crate) fn validate_status(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let (was, is) = (&old["status"]["qosClass"], &new["status"]["qosClass"]);
+    if !text(&old["status"], "qosClass").is_empty() && !is.is_null() && is != was {
+        errors.push(FieldError::invalid("status.qosClass", is, "field is immutable"));
+    }
+    if new["status"]["podIPs"] != old["status"]["podIPs"] {
+        for (i, ip) in items(&new["status"]["podIPs"]).iter().enumerate().filter(|(_, ip)| !is_address(&ip["ip"])) {
+            errors.push(FieldError::invalid(format!("status.podIPs[{i}]"), &ip["ip"], ADDRESS));
+        }
+    }
+    errors
+}
+
+/// What may change in the ephemeral containers of a pod: more of them may come. kubernetes:
+/// `ValidatePodEphemeralContainersUpdate`.
+pub(crate) fn validate_ephemeral(new: &Value, old: &Value) -> Vec<FieldError> {
+    const AT: &str = "spec.ephemeralContainers";
+    let mut errors = Vec::new();
+    let containers = ["initContainers", "containers"].into_iter().flat_map(|list| items(&new["spec"][list]));
+    let mut names: Vec<String> = containers.map(|container| text(container, "name").to_owned()).collect();
+    for (i, container) in items(&new["spec"]["ephemeralContainers"]).iter().enumerate() {
+        unique_name(container, &format!("{AT}[{i}]"), &mut names, &mut errors);
+        if text(container, "image").is_empty() {
+            errors.push(FieldError::required(format!("{AT}[{i}].image"), ""));
+        }
+        for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources"] {
+            if !same(&container[field], &Value::Null) {
+                let detail = "cannot be set for an Ephemeral Container";
+                errors.push(FieldError::forbidden(format!("{AT}[{i}].{field}"), detail));
+            }
+        }
+        let target = text(container, "targetContainerName");
+        let mut containers = ["initContainers", "containers"].into_iter().flat_map(|list| items(&new["spec"][list]));
+        if !target.is_empty() && !containers.any(|other| text(other, "name") == target) {
+            errors.push(not_found(format!("{AT}[{i}].targetContainerName"), &container["targetContainerName"]));
+        }
+    }
+    let now = items(&new["spec"]["ephemeralContainers"]);
+    for was in items(&old["spec"]["ephemeralContainers"]) {
+        let name = text(was, "name");
+        match now.iter().find(|container| container["name"] == was["name"]) {
+            None => {
+                let detail = format!("existing ephemeral containers {name:?} may not be removed\n");
+                errors.push(FieldError::forbidden(AT, &detail));
+            }
+            Some(is) if is != was => {
+                let detail = format!("existing ephemeral containers {name:?} may not be changed\n");
+                errors.push(FieldError::forbidden(AT, &detail));
+            }
+            Some(_) => {}
+        }
+    }
+    errors
+}
+
+fn labels(labels: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    for (key, value) in entries(labels) {
+        if let Some(fault) = qualified_fault(key) {
+            errors.push(FieldError::invalid(path, &json!(key), fault));
+        }
+        if let Some(fault) = label_value_fault(value.as_str().unwrap_or_default()) {
+            errors.push(FieldError::invalid(path, value, fault));
+        }
+    }
+}
+
+/// Claims of devices, which containers name.
+fn claims(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let mut names = Vec::new();
+    for (i, claim) in items(&spec["resourceClaims"]).iter().enumerate() {
+        let path = format!("{path}.resourceClaims[{i}]");
+        unique_name(claim, &path, &mut names, errors);
+        let (name, template) = (&claim["resourceClaimName"], &claim["resourceClaimTemplateName"]);
+        let detail = match (name.is_null(), template.is_null()) {
+            (true, true) => "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            (false, false) => "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            _ => continue,
+        };
+        let shown = format!(
+            r#"{{"Name":{},"ResourceClaimName":{name},"ResourceClaimTemplateName":{template}}}"#,
+            claim["name"]
+        );
+        errors.push(FieldError::invalid_shown(path, &shown, detail));
+    }
+    for list in ["containers", "initContainers"] {
+        for (i, container) in items(&spec[list]).iter().enumerate() {
+            let mut seen = Vec::new();
+            for (j, claim) in items(&container["resources"]["claims"]).iter().enumerate() {
+                let path = format!("{path}.{list}[{i}].resources.claims[{j}]");
+                let name = text(claim, "name");
+                if !names.iter().any(|known| known == name) {
+                    let mut error = not_found(path, &claim["name"]);
+                    error.message += ": must be one of the names in pod.spec.resourceClaims";
+                    error.message += &match names.is_empty() {
+                        true => " which is empty".to_owned(),
+                        false => format!(": {}", names.join(", ")),
+                    };
+                    errors.push(error);
+                } else if seen.contains(&name) {
+                    errors.push(FieldError::duplicate(path, &claim["name"]));
+                }
+                seen.push(name);
+            }
+        }
+    }
+}
+
+/// Annotations that mean something.
+fn annotations(pod: &Value, errors: &mut Vec<FieldError>) {
+    const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    for (key, value) in entries(&pod["metadata"]["annotations"]) {
+        let said = value.as_str().unwrap_or_default();
+        let detail = match key {
+            key if key == MIRROR && text(&pod["spec"], "nodeName").is_empty() => {
+                "must set spec.nodeName if mirror pod annotation is set".to_owned()
+            }
+            key if key.starts_with(APPARMOR)
+                && !matches!(said, "" | "runtime/default" | "unconfined")
+                && !said.starts_with("localhost/") =>
+            {
+                format!("invalid AppArmor profile name: {said:?}")
+            }
+            _ => continue,
+        };
+        errors.push(FieldError::invalid(format!("metadata.annotations[{key}]"), value, &detail));
+    }
+}
+
+pub(crate) fn tolerations(list: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for (i, toleration) in items(list).iter().enumerate() {
         let path = format!("{path}[{i}]");
         let (key, operator) = (text(toleration, "key"), text(toleration, "operator"));
@@ -114,8 +319,9 @@ fn gates(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let path = format!("{path}.schedulingGates[{i}]");
         let name = text(gate, "name");
         if let Some(fault) = qualified_fault(name) {
-            errors.push(FieldError::invalid(path, &json!(name), fault));
-        } else if seen.contains(&name) {
+            errors.push(FieldError::invalid(path.as_str(), &json!(name), fault));
+        }
+        if seen.contains(&name) {
             errors.push(FieldError::duplicate(path, &gate["name"]));
         }
         seen.push(name);
@@ -126,58 +332,33 @@ fn gates(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn node_affinity(affinity: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let required = &affinity["requiredDuringSchedulingIgnoredDuringExecution"];
-    if !required.is_object() {
-        return;
-    }
-    let path = format!("{path}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
-    let terms = items(&required["nodeSelectorTerms"]);
-    if terms.is_empty() {
-        errors.push(FieldError::required(path.as_str(), "must have at least one node selector term"));
-    }
-    for (i, term) in terms.iter().enumerate() {
-        for (j, rule) in items(&term["matchExpressions"]).iter().enumerate() {
-            let path = format!("{path}[{i}].matchExpressions[{j}]");
-            let values = items(&rule["values"]).len();
-            match text(rule, "operator") {
-                "In" | "NotIn" if values == 0 => {
-                    let detail = "must be specified when `operator` is 'In' or 'NotIn'";
-                    errors.push(FieldError::required(format!("{path}.values"), detail));
-                }
-                "Exists" | "DoesNotExist" if values > 0 => {
-                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                    errors.push(FieldError::forbidden(format!("{path}.values"), detail));
-                }
-                "Gt" | "Lt" if values != 1 => {
-                    let detail = "must be specified single value when `operator` is 'Lt' or 'Gt'";
-                    errors.push(FieldError::required(format!("{path}.values"), detail));
-                }
-                "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-                _ => {
-                    let detail = "not a valid selector operator";
-                    errors.push(FieldError::invalid(format!("{path}.operator"), &rule["operator"], detail));
-                }
+/// What may change in a pod that exists: what is allowed is made equal, and the rest must then be so.
+fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    for list in ["containers", "initContainers"] {
+        if items(&new[list]).len() != items(&old[list]).len() {
+            let detail = "pod updates may not add or remove containers";
+            errors.push(FieldError::forbidden(format!("spec.{list}"), detail));
+            return;
+        }
+        for (i, container) in items(&new[list]).iter().enumerate() {
+            if text(container, "image").is_empty() {
+                errors.push(FieldError::required(format!("spec.{list}[{i}].image"), ""));
             }
         }
     }
-}
-
-/// What may change in a pod that exists: what is allowed is made equal, and the rest must then be so.
-fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     let gated = !items(&old["schedulingGates"]).is_empty();
     for (i, gate) in items(&new["schedulingGates"]).iter().enumerate() {
         if !items(&old["schedulingGates"]).contains(gate) {
-            let detail = "only deletion is allowed, but found new scheduling gate";
-            errors.push(FieldError::forbidden(format!("spec.schedulingGates[{i}].name"), detail));
+            let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "name"));
+            errors.push(FieldError::forbidden(format!("spec.schedulingGates[{i}].name"), &detail));
         }
     }
     let (was, is) = (old["activeDeadlineSeconds"].as_i64(), new["activeDeadlineSeconds"].as_i64());
     if let Some(was) = was
         && is.is_none_or(|is| is > was || is < 0)
     {
-        let detail = format!("must be less than or equal to previous value ({was})");
-        errors.push(FieldError::invalid("spec.activeDeadlineSeconds", &new["activeDeadlineSeconds"], &detail));
+        let detail = "must be less than or equal to previous value";
+        errors.push(FieldError::invalid("spec.activeDeadlineSeconds", &new["activeDeadlineSeconds"], detail));
     }
     let same_but_time = |a: &Value, b: &Value| {
         ["key", "operator", "value", "effect"].iter().all(|field| text(a, field) == text(b, field))
@@ -187,26 +368,20 @@ fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden("spec.tolerations", detail));
     }
-    tolerations(&new["tolerations"], "spec.tolerations", errors);
-    for list in ["containers", "initContainers"] {
-        for (i, container) in items(&new[list]).iter().enumerate() {
-            if text(container, "image").is_empty() {
-                errors.push(FieldError::required(format!("spec.{list}[{i}].image"), ""));
-            }
-        }
-    }
     let narrowed = entries(&old["nodeSelector"]).all(|(key, value)| new["nodeSelector"][key] == *value);
     if gated && !narrowed {
         let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         errors.push(FieldError::invalid("spec.nodeSelector", &new["nodeSelector"], detail));
     }
-    if errors.is_empty() && !same_otherwise(new, old, gated) {
+    if !same_otherwise(new, old, gated) {
         errors.push(FieldError::forbidden("spec", MAY_CHANGE));
     }
 }
 
 fn same_otherwise(new: &Value, old: &Value, gated: bool) -> bool {
     let mut leveled = new.clone();
+    // What has been refused already is not told again.
+    leveled["tolerations"] = Value::Null;
     for list in ["containers", "initContainers"] {
         let Some(containers) = leveled.get_mut(list).and_then(Value::as_array_mut) else { continue };
         for (i, container) in containers.iter_mut().enumerate().filter(|(_, c)| c.is_object()) {

@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use vnode_spdy::tunnel::goodbye;
 use vnode_spdy::{Headers, Session, Stream};
 
 use super::Refused;
-use super::messages::goodbye;
 use crate::server::options::Options;
 
 const STDIN: u8 = 0;
@@ -111,7 +111,7 @@ async fn fail<T: AsyncRead + AsyncWrite + Unpin>(sink: &mut Sink<T>, error: &str
     message.put_slice(status.to_string().as_bytes());
     let tell = async {
         sink.send(Message::Binary(message.freeze())).await?;
-        sink.send(goodbye()).await
+        sink.send(Message::Close(Some(goodbye()))).await
     };
     let _ = timeout(FAREWELL, tell).await;
 }
@@ -157,7 +157,7 @@ impl Streams {
             while let Some(message) = pending.recv().await {
                 sink.send(Message::Binary(message)).await?;
             }
-            sink.send(goodbye()).await
+            sink.send(Message::Close(Some(goodbye()))).await
         };
         let mut input = std::pin::pin!(listen(source, stdin, resize));
         let mut output = std::pin::pin!(async {
