@@ -9,15 +9,15 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use vnode_spdy::tunnel::goodbye;
+
+use super::framing::{Framing, Said};
 
 /// What a pipe holds.
 const PIPE: usize = 64 * 1024;
@@ -27,83 +27,15 @@ const MESSAGE: usize = 32 * 1024;
 const MAX_MESSAGE: usize = 16 << 20;
 /// Messages in a row before the processes get their turn.
 const TURN: usize = 32;
-/// The channel of a message that closes another one.
-const CLOSE: u8 = 255;
 
-/// How messages are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Framing {
-    /// Text messages: the channel as a digit, the content in base64.
-    base64: bool,
-    /// A message on channel 255 closes the channel that it names.
-    close: bool,
-}
-
-impl Framing {
-    pub(super) const BINARY: Self = Self { base64: false, close: false };
-    pub(super) const BASE64: Self = Self { base64: true, close: false };
-
-    pub(super) const fn with_close(self) -> Self {
-        Self { close: true, ..self }
-    }
-}
-
-/// What a message says.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// Bytes on a channel.
-    Data(u8, Bytes),
-    /// No more will come on a channel.
-    Close(u8),
-    /// Nothing.
-    Nothing,
-}
-
-impl Framing {
-    /// Reads a message.
-    ///
-    /// # Errors
-    /// The message breaks the protocol.
-    pub(super) fn read(self, mut message: Bytes) -> Result<Said, &'static str> {
-        if message.is_empty() {
-            return Ok(Said::Nothing);
-        }
-        let first = message.get_u8();
-        let channel = if self.base64 { first.wrapping_sub(b'0') } else { first };
-        if self.base64 {
-            message = STANDARD.decode(&message).map_err(|_| "a message is not base64")?.into();
-        }
-        if self.close && channel == CLOSE {
-            return match message[..] {
-                [channel] => Ok(Said::Close(channel)),
-                _ => Err("a message that closes a channel must name one"),
-            };
-        }
-        Ok(if message.is_empty() { Said::Nothing } else { Said::Data(channel, message) })
-    }
-
-    /// Writes a message whose first byte is left for the channel.
-    fn write(self, channel: u8, mut message: BytesMut) -> Message {
-        if self.base64 {
-            let mut text = String::with_capacity(message.len() / 3 * 4 + 8);
-            text.push(char::from(channel.wrapping_add(b'0')));
-            STANDARD.encode_string(&message[1..], &mut text);
-            return Message::text(text);
-        }
-        if let Some(first) = message.first_mut() {
-            *first = channel;
-        }
-        Message::binary(message.freeze())
-    }
-}
-
-/// How WebSocket is spoken on both kinds of connections.
-pub(super) fn config() -> WebSocketConfig {
-    WebSocketConfig::default()
+/// Takes over a connection whose protocol has been changed.
+pub(super) async fn socket<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
+    let config = WebSocketConfig::default()
         .read_buffer_size(32 * 1024)
         .write_buffer_size(64 * 1024)
         .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
 /// From the client to a process.
@@ -150,7 +82,7 @@ pub(super) struct Channels<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Channels<T> {
     /// Takes over a connection whose protocol has been changed.
     pub(super) async fn new(io: T, framing: Framing) -> Self {
-        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await;
+        let socket = socket(io).await;
         Self {
             socket,
             framing,
@@ -335,48 +267,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Channels<T> {
     pub(super) async fn finish(mut self) {
         self.inward.clear();
         self.waiting = None;
-        let goodbye = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let told = self.socket.close(Some(goodbye)).await;
+        let told = self.socket.close(Some(goodbye())).await;
         if self.client_ended || told.is_err() {
             return;
         }
         while let Some(Ok(_)) = futures::StreamExt::next(&mut self.socket).await {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_message_names_its_channel_first() {
-        let close = Framing::BINARY.with_close();
-        for (framing, message, want) in [
-            (Framing::BINARY, &b"\x00ls\n"[..], Ok(Said::Data(0, Bytes::from_static(b"ls\n")))),
-            (Framing::BINARY, b"", Ok(Said::Nothing)),
-            (Framing::BINARY, b"\x00", Ok(Said::Nothing)),
-            (Framing::BINARY, b"\xff\x00", Ok(Said::Data(255, Bytes::from_static(b"\0")))),
-            (close, b"\xff\x00", Ok(Said::Close(0))),
-            (close, b"\xff", Err("a message that closes a channel must name one")),
-            (close, b"\xff\x00\x00", Err("a message that closes a channel must name one")),
-            (Framing::BASE64, b"0bHMK", Ok(Said::Data(0, Bytes::from_static(b"ls\n")))),
-            (Framing::BASE64, b"0", Ok(Said::Nothing)),
-            (Framing::BASE64, b"0b*", Err("a message is not base64")),
-        ] {
-            assert_eq!(framing.read(Bytes::copy_from_slice(message)), want, "{message:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_written_can_be_read() {
-        for framing in [Framing::BINARY, Framing::BASE64] {
-            for content in [&b""[..], b"a", b"ab", b"abc", &[0xff; 1000]] {
-                let mut message = BytesMut::from(&b"\0"[..]);
-                message.put_slice(content);
-                let read = framing.read(framing.write(2, message).into_data());
-                let want = if content.is_empty() { Said::Nothing } else { Said::Data(2, content.to_vec().into()) };
-                assert_eq!(read, Ok(want));
-            }
-        }
     }
 }

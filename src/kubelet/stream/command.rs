@@ -4,7 +4,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, timeout};
 
-use super::channels::{Channels, End, Framing};
+use super::channels::{Channels, End};
+use super::framing::Framing;
 use super::query::CommandOptions;
 use super::status::{StatusForm, encode, status};
 use super::upgrade::SpdyVersion;

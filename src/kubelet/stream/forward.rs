@@ -6,20 +6,25 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use vnode_spdy::{Incoming, Session, Stream};
 
-use super::channels::{Channels, End, Framing};
+use super::channels::{Channels, End};
 use super::command::FAREWELL;
+use super::framing::Framing;
 use super::{StreamOptions, Target};
 
 /// What is copied at a time.
 const CHUNK: usize = 16 * 1024;
+/// Bytes that wait for one connection: the more, the later one that is stuck holds up the others.
+const STREAM_BUFFER: u32 = 1 << 20;
 /// How long a provider may take to reach a port.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -154,9 +159,13 @@ impl Pairs {
 
 /// Port-forward over SPDY, which may itself be inside of a WebSocket.
 pub(super) async fn over_spdy<T: AsyncRead + AsyncWrite + Unpin>(io: T, target: Target, options: &StreamOptions) {
-    let limits = vnode_spdy::Options { max_streams: options.max_streams, ..vnode_spdy::Options::default() };
+    let limits = vnode_spdy::Options {
+        max_streams: options.max_streams,
+        stream_buffer: STREAM_BUFFER,
+        ..vnode_spdy::Options::default()
+    };
     let (session, connection) = vnode_spdy::server(io, limits);
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => {
             if let Err(error) = ended {
@@ -171,9 +180,17 @@ pub(super) async fn over_spdy<T: AsyncRead + AsyncWrite + Unpin>(io: T, target: 
 }
 
 /// Serves pairs of streams until the client wants no more and the last one has ended.
+///
+/// A client that keeps no windows sends on for a connection that its pod does not read, and all others wait behind
+/// that. Such a connection is given up after a while, and later when it is the only one that is known: whether the
+/// client wants another is not seen either.
 async fn accept(session: &Session, target: &Target, options: &StreamOptions) {
     let mut pairs = Pairs::new(options.creation_timeout);
     let mut forwards = FuturesUnordered::new();
+    let mut stops: HashMap<u32, CancellationToken> = HashMap::new();
+    let patience = options.stall_timeout;
+    let mut among_others = pin!(session.held_up(patience));
+    let mut alone = pin!(session.held_up(2 * patience));
     let mut open = true;
     while open || !forwards.is_empty() {
         tokio::select! {
@@ -181,14 +198,38 @@ async fn accept(session: &Session, target: &Target, options: &StreamOptions) {
                 Some(incoming) => {
                     if let Some((port, data, error)) = pairs.add(incoming) {
                         let error = error.into_split().1;
-                        forwards.push(forward(target, port, data, error, true));
+                        let (id, stop) = (data.id(), CancellationToken::new());
+                        stops.insert(id, stop.clone());
+                        forwards.push(async move {
+                            // Nothing goes to the error stream of one that is given up: kubectl would end all of them.
+                            stop.run_until_cancelled_owned(forward(target, port, data, error, true)).await;
+                            id
+                        });
                     }
                 }
                 None => open = false,
             },
-            Some(()) = forwards.next(), if !forwards.is_empty() => {}
+            Some(id) = forwards.next(), if !forwards.is_empty() => {
+                stops.remove(&id);
+            }
+            id = among_others.as_mut(), if forwards.len() > 1 => {
+                among_others.set(session.held_up(patience));
+                give_up(target, &stops, id);
+            }
+            id = alone.as_mut() => {
+                alone.set(session.held_up(2 * patience));
+                give_up(target, &stops, id);
+            }
             () = pairs.expired(), if open => {}
         }
+    }
+}
+
+fn give_up(target: &Target, stops: &HashMap<u32, CancellationToken>, id: u32) {
+    if let Some(stop) = stops.get(&id) {
+        let (node, pod) = (target.backend.name(), &target.pod);
+        tracing::info!(node, %pod, "a forwarded connection is closed: its pod does not read it, and others wait behind it");
+        stop.cancel();
     }
 }
 
@@ -213,8 +254,8 @@ pub(super) async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin>(
         forwards.push(forward(&target, port, data, error, false));
     }
     let end = {
-        let mut forwards = std::pin::pin!(forwards.collect::<()>());
-        let mut run = std::pin::pin!(channels.run());
+        let mut forwards = pin!(forwards.collect::<()>());
+        let mut run = pin!(channels.run());
         let mut done = false;
         loop {
             tokio::select! {

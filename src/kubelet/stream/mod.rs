@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `query` | the request's parameters |
 //! | `upgrade` | the choice of protocol, and the answer that changes it |
-//! | `channels` | WebSocket messages as channels |
+//! | `channels`, `framing` | WebSocket messages as channels |
 //! | `tunnel` | WebSocket messages as one stream of bytes, for SPDY inside |
 //! | `command` | exec and attach over both protocols |
 //! | `forward` | port-forward over both protocols |
@@ -25,11 +25,11 @@ mod activity;
 mod channels;
 mod command;
 mod forward;
+mod framing;
 mod query;
 mod resize;
 mod run;
 mod status;
-mod tunnel;
 mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,13 +43,12 @@ use hyper::upgrade::OnUpgrade;
 use k8s_openapi::api::core::v1::Pod;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::timeout;
+use vnode_spdy::tunnel::Tunnel;
 
 use self::activity::{Activity, Watched};
 use self::query::CommandOptions;
-use self::tunnel::Tunnel;
 use self::upgrade::{Content, Upgrade};
 use super::handler::{Answered, Refusal};
-use super::listeners::Port;
 use super::route::{SessionKind, SessionRoute};
 use super::{KubeletServer, NodeBackend};
 use crate::provider::{PodRef, Provider};
@@ -64,6 +63,9 @@ pub struct StreamOptions {
     pub idle_timeout: Duration,
     /// How long a client may take to read what is left after a command has ended, and to close.
     pub finish_timeout: Duration,
+    /// How long a forwarded connection that its pod does not read may keep other ones of its session waiting; twice
+    /// as long when it is the only one.
+    pub stall_timeout: Duration,
     /// Streams at a time on one connection; a forwarded connection takes two.
     pub max_streams: usize,
 }
@@ -75,6 +77,7 @@ impl Default for StreamOptions {
             creation_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(4 * 60 * 60),
             finish_timeout: Duration::from_secs(15 * 60),
+            stall_timeout: Duration::from_secs(10),
             max_streams: 2048,
         }
     }
@@ -118,7 +121,7 @@ const HANDOVER: Duration = Duration::from_secs(30);
 /// Answers a request for a session and leaves in `takeover` what is to be done with the connection then.
 pub(super) async fn session<B: Body>(
     server: &Arc<KubeletServer>,
-    port: &Port,
+    backend: &Arc<dyn NodeBackend>,
     takeover: &Takeover,
     route: &SessionRoute<'_>,
     request: &Request<B>,
@@ -133,7 +136,7 @@ pub(super) async fn session<B: Body>(
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "a request for a session has no body\n"));
     }
     let query = query::pairs(request.uri())?;
-    let target = target(&port.backend, route)?;
+    let target = target(backend, route)?;
     let capabilities = target.provider.capabilities();
     let able = match kind {
         SessionKind::Exec | SessionKind::Run => capabilities.exec,
@@ -208,7 +211,7 @@ async fn serve(
         }
         (Upgrade::Spdy(_), Wanted::Ports(_)) => forward::over_spdy(io, target, &options).await,
         (Upgrade::WebSocket(version), Wanted::Ports(ports)) => match version.content {
-            Content::Tunnel => forward::over_spdy(Tunnel::new(io).await, target, &options).await,
+            Content::Tunnel => forward::over_spdy(Tunnel::new(channels::socket(io).await), target, &options).await,
             Content::Channels(framing, _) => forward::over_websocket(io, framing, target, ports, &options).await,
         },
     }

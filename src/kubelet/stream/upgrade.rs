@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::channels::Framing;
+use super::framing::Framing;
 use super::status::StatusForm;
 use crate::kubelet::connection::{AnswerBody, empty};
 use crate::kubelet::handler::Refusal;

@@ -191,3 +191,56 @@ fn the_first_block_names_the_dictionary() {
     assert_eq!((out[18] & 0x0f, out[19] & 0x20), (8, 0x20));
     assert_eq!(&out[20..24], &crate::dictionary::DICTIONARY_ID.to_be_bytes());
 }
+
+/// What kubectl 1.32 said after the upgrade, as it was recorded between it and an API server.
+const RECORDED: [(&str, &[u8]); 3] = [
+    ("exec -i POD -- cat, with a line on standard input", include_bytes!("testdata/kubectl_exec.bin")),
+    ("exec POD -- sh -c 'exit 3'", include_bytes!("testdata/kubectl_exit.bin")),
+    ("port-forward, with one HTTP request through it", include_bytes!("testdata/kubectl_forward.bin")),
+];
+
+/// A frame in one line: what it is, its stream, its headers or bytes.
+fn line(frame: &Frame) -> String {
+    let pairs = |headers: &Headers| headers.iter().map(|(n, v)| format!(" {n}={v}")).collect::<String>();
+    match frame {
+        Frame::SynStream { id, fin, headers, .. } => format!("syn {id} fin={fin}{}", pairs(headers)),
+        Frame::Data { id, fin, bytes } => format!("data {id} fin={fin} {:?}", String::from_utf8_lossy(bytes)),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_kubectl_says_is_understood_however_it_arrives() {
+    let want: [&[&str]; 3] = [
+        &[
+            "syn 1 fin=false streamtype=error",
+            "syn 3 fin=false streamtype=stdin",
+            "syn 5 fin=false streamtype=stdout",
+            "syn 7 fin=false streamtype=stderr",
+            "data 3 fin=false \"hello from stdin\\n\"",
+            "data 3 fin=true \"\"",
+            "GoAway { last: 0, status: Ok }",
+        ],
+        &[
+            "syn 1 fin=false streamtype=error",
+            "syn 3 fin=false streamtype=stdout",
+            "syn 5 fin=false streamtype=stderr",
+            "GoAway { last: 0, status: Ok }",
+        ],
+        &[
+            "syn 1 fin=false streamtype=error port=80 requestid=0",
+            "data 1 fin=true \"\"",
+            "syn 3 fin=false streamtype=data port=80 requestid=0",
+            "data 3 fin=false \"GET / HTTP/1.1\\r\\nHost: 127.0.0.1:18445\\r\\nUser-Agent: curl/7.88.1\\r\\nAccept: */*\\r\\n\\r\\n\"",
+            "RstStream { id: 3, status: Cancel }",
+            "Ping(1)",
+        ],
+    ];
+    for ((what, bytes), want) in RECORDED.iter().zip(want) {
+        let frames = decode(bytes, &[]).unwrap();
+        let lines: Vec<_> = frames.iter().map(line).collect();
+        assert_eq!(lines, want, "{what}");
+        let every: Vec<usize> = (0..bytes.len()).collect();
+        assert_eq!(decode(bytes, &every).unwrap(), frames, "{what}, byte by byte");
+    }
+}

@@ -81,8 +81,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         for _ in 0..TURN {
             if let Some((id, bytes, fin)) = &mut self.waiting {
                 let mut state = self.shared.lock();
-                let taken = state.deliver(*id, bytes);
-                bytes.advance(taken);
+                state.deliver(*id, bytes);
                 if !bytes.is_empty() {
                     // The reader will wake us.
                     return Poll::Pending;

@@ -32,7 +32,7 @@
 //! implementation that kubectl, kube-apiserver and kubelet use does not: it sends no windows and ignores
 //! those it is sent. So an end is held to its windows only once the other has shown that it keeps some;
 //! and what arrives for a stream that nobody reads stops the whole connection when the stream's
-//! buffer is full, because nothing else would stop such a peer. Between two ends of this crate a stream
+//! buffer is full, because nothing else would stop such a peer; [`Session::held_up`] tells of it. Between two ends of this crate a stream
 //! that nobody reads stops only itself.
 //!
 //! # Limits
@@ -47,7 +47,9 @@
 //! | `session` | the handle through which streams are opened and accepted |
 //! | `state` | streams, windows, and who waits for what |
 //! | `connection` | the future that reads and writes |
+//! | `input` | what waits to be read |
 //! | `stream` | readers and writers |
+//! | [`tunnel`] | the bytes of a session as messages of a WebSocket |
 //!
 //! The protocol: <https://www.chromium.org/spdy/spdy-protocol/spdy-protocol-draft3-1/>.
 
@@ -56,9 +58,11 @@ mod connection;
 mod dictionary;
 pub mod frame;
 mod headers;
+mod input;
 mod session;
 mod state;
 mod stream;
+pub mod tunnel;
 mod zlib;
 
 use std::io;

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::state::{Role, Shared, State};
 use crate::stream::Stream;
@@ -36,6 +37,24 @@ impl Session {
     /// Returns when the peer wants no more streams or is gone. Safe to cancel.
     pub async fn peer_left(&self) {
         poll_fn(|cx| self.shared.lock().poll_peer_left(cx)).await;
+    }
+
+    /// The number of a stream that nobody reads and that thereby keeps the others from receiving, once it has done so
+    /// for this long without a byte being taken from it. Only a peer that keeps no windows can bring that about.
+    /// Safe to cancel.
+    pub async fn held_up(&self, patience: Duration) -> u32 {
+        // Looked at now and then in between, or a byte that is taken at the beginning would double the wait.
+        const LOOKS: u32 = 8;
+        let mut seen = None;
+        let mut looks = 0;
+        loop {
+            let held = poll_fn(|cx| self.shared.lock().poll_held_up(cx)).await;
+            looks = if seen.replace(held) == Some(held) { looks + 1 } else { 0 };
+            if looks >= LOOKS {
+                return held.0;
+            }
+            tokio::time::sleep(patience / LOOKS).await;
+        }
     }
 
     /// Ends the session once all that was written is sent: the connection says goodbye and completes.

@@ -317,6 +317,36 @@ async fn a_peer_that_asks_and_does_not_read_the_answers_is_not_read_either() {
     assert!(received >= sent, "{received} {sent}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn it_is_told_which_stream_holds_up_the_others_until_somebody_reads_it() {
+    let (mut raw, session, _ended) = with_raw();
+    raw.open(1).await;
+    raw.open(3).await;
+    let mut slow = session.accept().await.unwrap().accept();
+    let mut other = session.accept().await.unwrap().accept();
+    let flood = tokio::spawn(async move {
+        for _ in 0..8 {
+            raw.send(Frame::Data { id: 1, fin: false, bytes: vec![0; 32 * 1024].into() }).await;
+        }
+        raw.send(Frame::Data { id: 3, fin: true, bytes: Bytes::from_static(b"x") }).await;
+        raw
+    });
+    assert_eq!(timeout(MOMENT, session.held_up(Duration::from_millis(50))).await.expect("to be told"), 1);
+    // However little is read, it is not stuck.
+    let reading = tokio::spawn(async move {
+        while slow.read(&mut [0; 1000]).await.is_ok_and(|n| n > 0) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let patience = Duration::from_millis(400);
+    assert!(timeout(Duration::from_secs(1), session.held_up(patience)).await.is_err());
+    let mut text = String::new();
+    timeout(MOMENT, other.read_to_string(&mut text)).await.expect("its turn").unwrap();
+    assert_eq!(text, "x");
+    drop(flood.await.unwrap());
+    timeout(MOMENT, reading).await.expect("an end").unwrap();
+}
+
 #[tokio::test]
 async fn when_the_connection_goes_nobody_waits_any_longer() {
     let ((client, client_ended), (server, server_ended)) = ends(1024);

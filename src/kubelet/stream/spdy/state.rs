@@ -11,10 +11,11 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::codec::{self, Encoder};
 use crate::frame::{DEFAULT_WINDOW, Frame, GoAwayStatus, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, RstStatus};
+use crate::input::Input;
 use crate::{Error, Headers, Options};
 
 /// The most that one write puts into a frame.
@@ -75,8 +76,10 @@ pub(crate) struct State {
     unacknowledged: u32,
     /// Bytes that wait to be read on all streams.
     buffered: usize,
-    /// The connection does not read because of `buffered` or a full stream.
-    pub(crate) blocked: bool,
+    /// The connection does not read because of `buffered` or a full stream: the one that holds it up.
+    blocked: Option<u32>,
+    /// Those who want to know of it.
+    watching: Vec<Waker>,
     peer_left: bool,
     phase: Phase,
 }
@@ -86,7 +89,9 @@ struct Slot {
     ours: bool,
     replied: bool,
     headers: Headers,
-    input: BytesMut,
+    input: Input,
+    /// Bytes that were read.
+    taken: u64,
     unacknowledged: u32,
     /// The peer will send no more.
     peer_fin: bool,
@@ -153,7 +158,8 @@ impl State {
             send_window: i64::from(DEFAULT_WINDOW),
             unacknowledged: 0,
             buffered: 0,
-            blocked: false,
+            blocked: None,
+            watching: Vec::new(),
             peer_left: false,
             phase: Phase::Open,
         };
@@ -214,7 +220,7 @@ impl State {
     }
 
     fn unblock(&mut self) {
-        if std::mem::take(&mut self.blocked) {
+        if self.blocked.take().is_some() {
             self.wake_driver();
         }
     }
@@ -249,7 +255,8 @@ impl State {
             ours,
             replied: false,
             headers,
-            input: BytesMut::new(),
+            input: Input::default(),
+            taken: 0,
             unacknowledged: 0,
             peer_fin: false,
             fin: false,
@@ -318,26 +325,32 @@ impl State {
         self.send(&Frame::GoAway { last: self.last_peer_id, status: GoAwayStatus::ProtocolError });
     }
 
-    /// Takes as many bytes for a stream as it has room for. Returns how many.
-    pub(crate) fn deliver(&mut self, id: u32, bytes: &[u8]) -> usize {
+    /// Takes as many bytes for a stream as it has room for; the others are left.
+    pub(crate) fn deliver(&mut self, id: u32, bytes: &mut Bytes) {
         let session_room = (self.options.session_buffer as usize).saturating_sub(self.buffered);
         let Some(slot) = self.streams.get_mut(&id).filter(|s| !s.discard && !s.peer_fin && s.reset.is_none()) else {
             // Nobody wants them: as good as read.
             self.unacknowledged = self.unacknowledged.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             self.update_window(0);
-            return bytes.len();
+            bytes.clear();
+            return;
         };
         let room = (self.options.stream_buffer as usize).saturating_sub(slot.input.len());
         let n = bytes.len().min(room).min(session_room);
         if n > 0 {
-            slot.input.extend_from_slice(&bytes[..n]);
+            slot.input.push(bytes.split_to(n));
             self.buffered += n;
             if let Some(waker) = slot.reading.take() {
                 waker.wake();
             }
         }
-        self.blocked = n < bytes.len();
-        n
+        self.blocked = None;
+        if !bytes.is_empty() {
+            // When it is the session that is full, whoever has most of it is in the way.
+            let fullest = || self.streams.iter().max_by_key(|(_, s)| s.input.len()).map(|(id, _)| *id);
+            self.blocked = if room < n + bytes.len() { Some(id) } else { fullest() };
+            self.watching.drain(..).for_each(Waker::wake);
+        }
     }
 
     /// The peer will send no more on a stream.

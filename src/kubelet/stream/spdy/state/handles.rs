@@ -3,7 +3,6 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BytesMut};
 use tokio::io::ReadBuf;
 
 use super::{CHUNK, OUT_FULL, Phase, Slot, State, gone, was_reset};
@@ -15,14 +14,9 @@ impl State {
     pub(crate) fn poll_read(&mut self, id: u32, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let over = self.phase == Phase::Over;
         let Some(slot) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone())) };
-        let n = slot.input.len().min(buf.remaining());
+        let n = slot.input.read(buf);
         if n > 0 {
-            buf.put_slice(&slot.input[..n]);
-            slot.input.advance(n);
-            if slot.input.is_empty() {
-                // An idle stream holds no memory.
-                slot.input = BytesMut::new();
-            }
+            slot.taken += n as u64;
             slot.unacknowledged = slot.unacknowledged.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
             self.update_window(id);
             self.drop_input(n);
@@ -184,6 +178,21 @@ impl State {
         }
         self.leaving.retain(|w| !w.will_wake(cx.waker()));
         self.leaving.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// The stream that keeps the connection from reading, and how much of it was read so far.
+    pub(crate) fn held_up(&self) -> Option<(u32, u64)> {
+        let id = self.blocked?;
+        self.streams.get(&id).map(|slot| (id, slot.taken))
+    }
+
+    pub(crate) fn poll_held_up(&mut self, cx: &Context<'_>) -> Poll<(u32, u64)> {
+        if let Some(held) = self.held_up() {
+            return Poll::Ready(held);
+        }
+        self.watching.retain(|w| !w.will_wake(cx.waker()));
+        self.watching.push(cx.waker().clone());
         Poll::Pending
     }
 

@@ -1,4 +1,4 @@
-//! WebSocket messages as one stream of bytes, in which another protocol is spoken.
+//! The binary messages of a WebSocket as one stream of bytes: how SPDY travels through WebSockets (KEP-4006).
 
 use std::io;
 use std::pin::Pin;
@@ -8,32 +8,38 @@ use bytes::{Buf, Bytes};
 use futures::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-
-use super::channels::config;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 /// The largest message that is sent.
-const MESSAGE: usize = 32 * 1024;
+const MESSAGE: usize = 32 << 10;
 
-/// A WebSocket whose binary messages, put together, are a stream of bytes.
-pub(super) struct Tunnel<T> {
+/// How a WebSocket ends well. Without its code kubectl takes the end for a failure.
+pub fn goodbye() -> CloseFrame {
+    CloseFrame { code: CloseCode::Normal, reason: "".into() }
+}
+
+/// Reads and writes what the messages of a WebSocket contain, put together. Its end is a [`goodbye`].
+pub struct Tunnel<T> {
     socket: WebSocketStream<T>,
     /// What is left of the last message.
     rest: Bytes,
+    /// The end was said.
+    ended: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Tunnel<T> {
-    /// Takes over a connection whose protocol has been changed.
-    pub(super) async fn new(io: T) -> Self {
-        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await;
-        Self { socket, rest: Bytes::new() }
+    /// Speaks through a WebSocket of which nothing has been read.
+    pub fn new(socket: WebSocketStream<T>) -> Self {
+        Self { socket, rest: Bytes::new(), ended: false }
     }
 }
 
-fn broken(error: WsError) -> io::Error {
+fn broken(error: Error) -> io::Error {
     match error {
-        WsError::Io(error) => error,
+        Error::Io(error) => error,
+        Error::ConnectionClosed | Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
         other => io::Error::new(io::ErrorKind::InvalidData, other),
     }
 }
@@ -53,7 +59,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tunnel<T> {
                     }
                 }
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
-                None | Some(Ok(Message::Close(_)) | Err(WsError::ConnectionClosed)) => return Poll::Ready(Ok(())),
+                None | Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => return Poll::Ready(Ok(())),
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             }
         }
@@ -78,6 +84,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tunnel<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_close(cx).map_err(broken)
+        let over = |result| match result {
+            // The other side closed first.
+            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => Ok(()),
+            Err(error) => Err(broken(error)),
+        };
+        if !self.ended {
+            let ready = ready!(Pin::new(&mut self.socket).poll_ready(cx));
+            over(ready.and_then(|()| Pin::new(&mut self.socket).start_send(Message::Close(Some(goodbye())))))?;
+            self.ended = true;
+        }
+        Poll::Ready(over(ready!(Pin::new(&mut self.socket).poll_flush(cx))))
     }
 }
