@@ -26,6 +26,7 @@ use super::listeners::Port;
 use super::stream::Takeover;
 use super::{KubeletServer, handler};
 use crate::telemetry::metrics::metrics;
+use crate::tls::ServingCerts;
 
 /// An answer's body.
 pub(super) type AnswerBody = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -46,12 +47,18 @@ pub(super) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    let node = port.backend.name();
+    let node = port.nodes.name();
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     if let Err(error) = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keepalive)) {
         tracing::debug!(%peer, node, %error, "a kubelet connection was gone at once");
         return;
     }
+    let Some(leaf) = port.nodes.leaf(&server.certs) else {
+        metrics().kubelet_refused.inc();
+        tracing::debug!(%peer, node, "a connection to the kubelet API found no certificate to serve with");
+        return;
+    };
+    let tls = ServingCerts::serve_with(&tls, &leaf);
     let stream = match timeout(server.options.handshake_timeout, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
@@ -10,9 +12,10 @@ use tokio::time::timeout;
 use super::auth::{Denied, User};
 use super::connection::{AnswerBody, text};
 use super::listeners::Port;
-use super::route::Route;
+use super::nodes::Subject;
+use super::route::{Area, Route};
 use super::stream::{self, Takeover};
-use super::{KubeletServer, NodeBackend, logs, pods, stats};
+use super::{KubeletServer, NodeBackend, about, logs, pods, stats};
 use crate::provider::ProviderError;
 use crate::telemetry::metrics::{CONTENT_TYPE, KubeletLabels, metrics};
 
@@ -70,7 +73,7 @@ pub(super) async fn within<T>(
         .unwrap_or_else(|_| Err(ProviderError::unavailable("it did not answer in time")))
 }
 
-/// Answers one request at a node's port.
+/// Answers one request at a port.
 pub(super) async fn answer<B: hyper::body::Body>(
     server: &Arc<KubeletServer>,
     port: &Port,
@@ -80,12 +83,14 @@ pub(super) async fn answer<B: hyper::body::Body>(
 ) -> Response<AnswerBody> {
     let on_upgrade = hyper::upgrade::on(&mut request);
     let route = Route::of(request.uri().path());
-    let answered = match allowed(server, &*port.backend, &route, &request, certificates).await {
-        Ok(user) => {
-            tracing::trace!(user = %user.name, node = port.backend.name(), route = route.name(), "a kubelet request");
-            match &route {
-                Route::Session(session) => stream::session(server, port, takeover, session, &request, on_upgrade).await,
-                _ => dispatch(server, port, &route, &request).await,
+    let answered = match allowed(server, port, &route, &request, certificates).await {
+        Ok((user, subject)) => {
+            tracing::trace!(user = %user.name, node = subject.node(), route = route.name(), "a kubelet request");
+            match (&route, &subject) {
+                (Route::Session(session), Subject::One(backend)) => {
+                    stream::session(server, backend, takeover, session, &request, on_upgrade).await
+                }
+                _ => dispatch(server, port, &subject, &route, &request).await,
             }
         }
         Err(denied) => Err(denied.into()),
@@ -96,40 +101,104 @@ pub(super) async fn answer<B: hyper::body::Body>(
     response
 }
 
-/// Who asks, once it is certain that they may.
+/// Who asks, and what about, once it is certain that they may.
 async fn allowed<B>(
     server: &KubeletServer,
-    backend: &dyn NodeBackend,
+    port: &Port,
     route: &Route<'_>,
     request: &Request<B>,
     certificates: &[CertificateDer<'static>],
-) -> Result<User, Denied> {
+) -> Result<(User, Subject), Denied> {
     let user = server.auth.authenticate(request.headers(), certificates).await?;
+    // Only somebody known makes us look for anything.
+    let subject = port.nodes.subject(route, request.uri().query());
     let verb = route.verb(request.method(), request.uri().path());
-    server.auth.authorize(&user, backend.name(), verb, route.subresources()).await?;
-    Ok(user)
+    server.auth.authorize(&user, subject.node(), verb, route.subresources()).await?;
+    Ok((user, subject))
 }
 
-async fn dispatch<B>(server: &Arc<KubeletServer>, port: &Port, route: &Route<'_>, request: &Request<B>) -> Answered {
-    let backend = &port.backend;
-    if let Route::Unknown(_) = route {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "404 page not found\n"));
+async fn dispatch<B>(
+    server: &Arc<KubeletServer>,
+    port: &Port,
+    subject: &Subject,
+    route: &Route<'_>,
+    request: &Request<B>,
+) -> Answered {
+    let not_found = || Refusal::new(StatusCode::NOT_FOUND, "404 page not found\n");
+    match route {
+        // Kubelet's words when its log files are not to be had: they would be the host's.
+        Route::Unknown(Area::Logs) => {
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n"));
+        }
+        Route::Unknown(_) => return Err(not_found()),
+        _ => {}
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"));
     }
+    let nodes = match (route, subject) {
+        (Route::ContainerLogs { namespace, pod, container }, Subject::One(backend)) => {
+            let wanted = logs::Wanted { namespace, pod, container, query: request.uri() };
+            return logs::container_logs(server, backend, &port.closed, &wanted).await;
+        }
+        (Route::ContainerLogs { pod, .. }, _) => {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n")));
+        }
+        (Route::Session(session), _) => {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("pod {:?} does not exist\n", session.pod)));
+        }
+        (_, Subject::One(backend)) => Of::One(backend),
+        (_, Subject::All(all)) => Of::All(all),
+        (_, Subject::Nothing) => return Err(Refusal::new(StatusCode::NOT_FOUND, "there is no such node here\n")),
+    };
     match *route {
         Route::Healthz => Ok(text(StatusCode::OK, TEXT, "ok")),
-        Route::Pods => pods::bound(&**backend),
-        Route::RunningPods => pods::running(server, &**backend).await,
-        Route::StatsSummary => stats::summary(server, &**backend).await,
-        Route::MetricsResource => stats::resource_metrics(server, &**backend).await,
+        Route::Pods => pods::bound(nodes),
+        Route::RunningPods => pods::running(server, nodes).await,
+        Route::StatsSummary => stats::summary(server, nodes).await,
+        Route::MetricsResource => stats::metrics(server, nodes, stats::Kind::Resource).await,
+        Route::MetricsCadvisor => stats::metrics(server, nodes, stats::Kind::Cadvisor).await,
+        Route::MetricsProbes => stats::probes(nodes),
         Route::Metrics => Ok(text(StatusCode::OK, CONTENT_TYPE, metrics().encode())),
-        Route::ContainerLogs { namespace, pod, container } => {
-            let wanted = logs::Wanted { namespace, pod, container, query: request.uri() };
-            logs::container_logs(server, backend, &port.closed, &wanted).await
-        }
+        Route::Configz => about::configz(server),
+        Route::Statusz => about::statusz(server),
+        Route::Flagz => about::flagz(server),
         // Answered above.
-        Route::Session(_) | Route::Unknown(_) => Err(Refusal::new(StatusCode::NOT_FOUND, "404 page not found\n")),
+        Route::ContainerLogs { .. } | Route::Session(_) | Route::Unknown(_) => Err(not_found()),
+    }
+}
+
+/// Providers that are asked at a time, when many nodes share a port.
+const ASKED_AT_ONCE: usize = 32;
+
+/// Asks something of each node, in their order.
+pub(super) async fn ask_each<T: Send + 'static>(
+    server: &Arc<KubeletServer>,
+    of: Of<'_>,
+    ask: fn(Arc<KubeletServer>, Arc<dyn NodeBackend>) -> BoxFuture<'static, T>,
+) -> Vec<T> {
+    let asked: Vec<_> = of.nodes().iter().map(|node| ask(server.clone(), node.clone())).collect();
+    futures::stream::iter(asked).buffered(ASKED_AT_ONCE).collect().await
+}
+
+/// The node or nodes that a read is about.
+#[derive(Clone, Copy)]
+pub(super) enum Of<'a> {
+    One(&'a Arc<dyn NodeBackend>),
+    All(&'a [Arc<dyn NodeBackend>]),
+}
+
+impl<'a> Of<'a> {
+    /// All of them.
+    pub(super) fn nodes(self) -> &'a [Arc<dyn NodeBackend>] {
+        match self {
+            Self::One(node) => std::slice::from_ref(node),
+            Self::All(nodes) => nodes,
+        }
+    }
+
+    /// Whether it must be said which node something is of.
+    pub(super) fn is_shared(self) -> bool {
+        matches!(self, Self::All(_))
     }
 }

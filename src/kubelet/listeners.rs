@@ -16,27 +16,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::NodeBackend;
+use super::nodes::Nodes;
 use crate::telemetry::metrics::metrics;
 
 /// How long a port rests after an error of the process rather than of one connection, such as no file
 /// descriptor being left; it would otherwise repeat at once.
 const REST: Duration = Duration::from_millis(100);
 
-/// A node's listening socket.
+/// A listening socket.
 pub(super) struct Port {
     socket: Mutex<Option<TcpListener>>,
     waker: AtomicWaker,
     /// Cancelled when the port is closed: its connections finish what they do and end.
     pub(super) closed: CancellationToken,
-    pub(super) backend: Arc<dyn NodeBackend>,
+    pub(super) nodes: Nodes,
 }
 
 impl Port {
-    pub(super) fn new(socket: TcpListener, backend: Arc<dyn NodeBackend>) -> Arc<Self> {
+    pub(super) fn new(socket: TcpListener, nodes: Nodes) -> Arc<Self> {
         metrics().kubelet_listeners.inc();
         let (waker, closed) = (AtomicWaker::new(), CancellationToken::new());
-        Arc::new(Self { socket: Mutex::new(Some(socket)), waker, closed, backend })
+        Arc::new(Self { socket: Mutex::new(Some(socket)), waker, closed, nodes })
     }
 
     /// Frees the port at once. A second call changes nothing.
@@ -87,7 +87,7 @@ impl Stream for Accepts {
                 }
                 Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
                 Poll::Ready(Err(error)) => {
-                    tracing::warn!(%error, node = this.port.backend.name(), "a kubelet port cannot accept connections");
+                    tracing::warn!(%error, node = this.port.nodes.name(), "a kubelet port cannot accept connections");
                     this.rest = Some(Box::pin(tokio::time::sleep(REST)));
                 }
             }

@@ -1,6 +1,7 @@
 //! The kubelet API of every node of this process.
 //!
-//! A connection comes in at a node's own port (`listeners`, `server`) and is served within its limits
+//! A connection comes in at a node's own port or at one that several share (`nodes`, `listeners`, `server`) and is
+//! served within its limits
 //! (`connection`); its requests are named (`route`), the caller is identified and its right to ask is
 //! established ([`auth`]); only then is the node looked at and one of `logs`, `stats`, `pods` or `stream`
 //! answers through the node's [`NodeBackend`] (`handler`).
@@ -8,11 +9,13 @@
 //! All nodes share one acceptor task, one TLS identity and one set of caches: a listener costs a socket
 //! and a few hundred bytes.
 
+mod about;
 pub mod auth;
 mod connection;
 mod handler;
 mod listeners;
 mod logs;
+mod nodes;
 mod pods;
 mod route;
 mod server;
@@ -44,6 +47,12 @@ pub trait NodeBackend: Send + Sync + 'static {
 
     /// The provider behind the node, as it is now.
     fn provider(&self) -> Arc<dyn Provider>;
+
+    /// The names and addresses that the Node publishes, which its serving certificate is for. Without any, the
+    /// certificate is for what the process is called.
+    fn serving_names(&self) -> Arc<Vec<String>> {
+        Arc::default()
+    }
 
     /// Returns once the pod is no longer on this node: that ends the log streams that follow it.
     ///

@@ -20,6 +20,16 @@ pub(super) enum Route<'a> {
     Metrics,
     /// `/metrics/resource`
     MetricsResource,
+    /// `/metrics/cadvisor`
+    MetricsCadvisor,
+    /// `/metrics/probes`
+    MetricsProbes,
+    /// `/configz`
+    Configz,
+    /// `/statusz`
+    Statusz,
+    /// `/flagz`
+    Flagz,
     /// `/containerLogs/{namespace}/{pod}/{container}`
     ContainerLogs { namespace: &'a str, pod: &'a str, container: &'a str },
     /// `/exec/…`, `/attach/…`, `/portForward/…`, `/run/…`
@@ -88,9 +98,6 @@ pub(super) enum Area {
     Metrics,
     Logs,
     Checkpoint,
-    Configz,
-    Statusz,
-    Flagz,
     Other,
 }
 
@@ -110,12 +117,14 @@ impl<'a> Route<'a> {
             ["stats", ..] => Self::Unknown(Area::Stats),
             ["metrics"] => Self::Metrics,
             ["metrics", "resource"] => Self::MetricsResource,
+            ["metrics", "cadvisor"] => Self::MetricsCadvisor,
+            ["metrics", "probes"] => Self::MetricsProbes,
             ["metrics", ..] => Self::Unknown(Area::Metrics),
             ["logs", ..] => Self::Unknown(Area::Logs),
             ["checkpoint", ..] => Self::Unknown(Area::Checkpoint),
-            ["configz"] => Self::Unknown(Area::Configz),
-            ["statusz"] => Self::Unknown(Area::Statusz),
-            ["flagz"] => Self::Unknown(Area::Flagz),
+            ["configz"] => Self::Configz,
+            ["statusz"] => Self::Statusz,
+            ["flagz"] => Self::Flagz,
             ["containerLogs", namespace, pod, container] => Self::ContainerLogs { namespace, pod, container },
             ref other => SessionRoute::of(other).map_or(Self::Unknown(Area::Other), Self::Session),
         }
@@ -127,12 +136,16 @@ impl<'a> Route<'a> {
             Self::Healthz => &["healthz", "proxy"],
             Self::Pods | Self::RunningPods => &["pods", "proxy"],
             Self::StatsSummary | Self::Unknown(Area::Stats) => &["stats"],
-            Self::Metrics | Self::MetricsResource | Self::Unknown(Area::Metrics) => &["metrics"],
+            Self::Metrics
+            | Self::MetricsResource
+            | Self::MetricsCadvisor
+            | Self::MetricsProbes
+            | Self::Unknown(Area::Metrics) => &["metrics"],
             Self::Unknown(Area::Logs) => &["log"],
             Self::Unknown(Area::Checkpoint) => &["checkpoint"],
-            Self::Unknown(Area::Configz) => &["configz", "proxy"],
-            Self::Unknown(Area::Statusz) => &["statusz", "proxy"],
-            Self::Unknown(Area::Flagz) => &["flagz", "proxy"],
+            Self::Configz => &["configz", "proxy"],
+            Self::Statusz => &["statusz", "proxy"],
+            Self::Flagz => &["flagz", "proxy"],
             Self::ContainerLogs { .. } | Self::Session(_) | Self::Unknown(Area::Other) => &["proxy"],
         }
     }
@@ -164,6 +177,11 @@ impl<'a> Route<'a> {
             Self::StatsSummary => "stats/summary",
             Self::Metrics => "metrics",
             Self::MetricsResource => "metrics/resource",
+            Self::MetricsCadvisor => "metrics/cadvisor",
+            Self::MetricsProbes => "metrics/probes",
+            Self::Configz => "configz",
+            Self::Statusz => "statusz",
+            Self::Flagz => "flagz",
             Self::ContainerLogs { .. } => "containerLogs",
             Self::Session(session) => session.kind.name(),
             Self::Unknown(_) => "unknown",
@@ -192,9 +210,14 @@ mod tests {
             ("/stats/other", Route::Unknown(Area::Stats), &["stats"]),
             ("/metrics", Route::Metrics, &["metrics"]),
             ("/metrics/resource", Route::MetricsResource, &["metrics"]),
-            ("/metrics/cadvisor", Route::Unknown(Area::Metrics), &["metrics"]),
+            ("/metrics/cadvisor", Route::MetricsCadvisor, &["metrics"]),
+            ("/metrics/probes", Route::MetricsProbes, &["metrics"]),
+            ("/metrics/slis", Route::Unknown(Area::Metrics), &["metrics"]),
             ("/logs/syslog", Route::Unknown(Area::Logs), &["log"]),
-            ("/configz", Route::Unknown(Area::Configz), &["configz", "proxy"]),
+            ("/configz", Route::Configz, &["configz", "proxy"]),
+            ("/statusz", Route::Statusz, &["statusz", "proxy"]),
+            ("/flagz", Route::Flagz, &["flagz", "proxy"]),
+            ("/checkpoint/ns/p/c", Route::Unknown(Area::Checkpoint), &["checkpoint"]),
             ("/containerLogs/ns/p/c", logs, &["proxy"]),
             ("/containerLogs/ns/p", Route::Unknown(Area::Other), &["proxy"]),
             ("/containerLogs/ns/../c", Route::Unknown(Area::Other), &["proxy"]),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use futures::stream::SelectAll;
+use jiff::Timestamp;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::auth::Auth;
 use super::listeners::{Accepts, Port};
+use super::nodes::{Nodes, Shared};
 use super::{KubeletOptions, NodeBackend, connection};
 use crate::telemetry::metrics::metrics;
 use crate::tls::ServingCerts;
@@ -23,17 +25,23 @@ use crate::tls::ServingCerts;
 pub struct KubeletServer {
     pub(super) auth: Arc<Auth>,
     pub(super) options: KubeletOptions,
-    certs: Arc<ServingCerts>,
+    pub(super) certs: Arc<ServingCerts>,
+    /// When this was made.
+    pub(super) started: Timestamp,
     clients: Arc<Clients>,
     /// Ports that the acceptor does not know yet.
     opened: Mutex<Vec<Arc<Port>>>,
     changed: Notify,
+    /// The port that nodes share, once one of them does.
+    shared: tokio::sync::Mutex<Option<(SocketAddr, Arc<Port>)>>,
 }
 
-/// A node's open port. Dropping it frees the port.
+/// A node's place at a port. Dropping it frees the port, or the place at a shared one.
 pub struct Listening {
     port: u16,
     socket: Arc<Port>,
+    /// The node's name at a shared port.
+    member: Option<Arc<str>>,
 }
 
 impl Listening {
@@ -48,7 +56,10 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.socket.close();
+        match (&self.member, &self.socket.nodes) {
+            (Some(name), Nodes::Shared(shared)) => shared.remove(name),
+            _ => self.socket.close(),
+        }
     }
 }
 
@@ -60,9 +71,11 @@ impl KubeletServer {
             auth,
             options,
             certs,
+            started: Timestamp::now(),
             clients: Arc::new(clients),
             opened: Mutex::default(),
             changed: Notify::new(),
+            shared: tokio::sync::Mutex::default(),
         })
     }
 
@@ -71,18 +84,44 @@ impl KubeletServer {
     /// # Errors
     /// Those of binding: a taken port is `AddrInUse`.
     pub async fn listen(&self, backend: Arc<dyn NodeBackend>, addr: SocketAddr) -> io::Result<Listening> {
+        let (port, socket) = self.open(addr, Nodes::One(backend)).await?;
+        Ok(Listening { port, socket, member: None })
+    }
+
+    /// Gives a node a place at the port that several share, which is opened for the first of them. A node of the same
+    /// name is replaced.
+    ///
+    /// # Errors
+    /// Those of binding: a taken port is `AddrInUse`.
+    pub async fn share(&self, backend: Arc<dyn NodeBackend>, addr: SocketAddr) -> io::Result<Listening> {
+        let mut shared = self.shared.lock().await;
+        let (addr, socket) = match &*shared {
+            Some(open) => open.clone(),
+            None => {
+                let (port, socket) = self.open(addr, Nodes::Shared(Shared::default())).await?;
+                shared.insert((SocketAddr::new(addr.ip(), port), socket)).clone()
+            }
+        };
+        let member = Some(backend.name().into());
+        if let Nodes::Shared(nodes) = &socket.nodes {
+            nodes.add(backend);
+        }
+        Ok(Listening { port: addr.port(), socket, member })
+    }
+
+    async fn open(&self, addr: SocketAddr, nodes: Nodes) -> io::Result<(u16, Arc<Port>)> {
         let listener = TcpListener::bind(addr).await?;
         let port = listener.local_addr()?.port();
-        let socket = Port::new(listener, backend);
+        let socket = Port::new(listener, nodes);
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(socket.clone());
         self.changed.notify_one();
-        Ok(Listening { port, socket })
+        Ok((port, socket))
     }
 
     /// Serves until the shutdown, then frees all ports and lets open requests end within the drain time.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let tls = match self.certs.server_config() {
-            Ok(tls) => tls,
+            Ok(tls) => Arc::new(tls),
             Err(error) => {
                 tracing::error!(%error, "the kubelet API cannot be served");
                 return;
@@ -124,7 +163,7 @@ impl KubeletServer {
     ) {
         let Some(slot) = self.clients.clone().admit(peer.ip().to_canonical()) else {
             metrics().kubelet_refused.inc();
-            tracing::debug!(%peer, node = port.backend.name(), "too many kubelet connections: one more is refused");
+            tracing::debug!(%peer, node = port.nodes.name(), "too many kubelet connections: one more is refused");
             return;
         };
         let (tls, abort) = (tls.clone(), abort.clone());

@@ -81,7 +81,8 @@ fn question(user: &User, node: &str, verb: &str, subresource: &str) -> SubjectAc
             version: Some("v1".to_owned()),
             resource: Some("nodes".to_owned()),
             subresource: Some(subresource.to_owned()),
-            name: Some(node.to_owned()),
+            // Without a name it is about all nodes.
+            name: Some(node.to_owned()).filter(|n| !n.is_empty()),
             verb: Some(verb.to_owned()),
             ..ResourceAttributes::default()
         }),

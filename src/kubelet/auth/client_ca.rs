@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -17,6 +17,8 @@ use rustls::server::danger::ClientCertVerifier;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::User;
+
+use crate::cluster::watch::watch;
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "extension-apiserver-authentication";
@@ -39,7 +41,7 @@ impl ClientCas {
     pub(super) async fn follow(&self, client: kube::Client) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
         let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-        let mut events = pin!(watcher(api, config).backoff(crate::cluster::watch::WatchBackoff::default()));
+        let mut events = pin!(watch(api, config));
         let mut seen = false;
         // Each trouble is told once, until the bundle can be read again.
         let mut told = false;

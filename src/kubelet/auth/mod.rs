@@ -32,6 +32,8 @@ pub struct AuthOptions {
     pub cache_size: u64,
     /// The deadline of one review.
     pub review_timeout: Duration,
+    /// PEM of the authorities whose client certificates name users; the cluster's own, followed, without it.
+    pub client_ca: Option<String>,
 }
 
 impl Default for AuthOptions {
@@ -43,6 +45,7 @@ impl Default for AuthOptions {
             deny_ttl: Duration::from_secs(30),
             cache_size: 4096,
             review_timeout: Duration::from_secs(10),
+            client_ca: None,
         }
     }
 }
@@ -94,6 +97,7 @@ pub struct Auth {
     authorities: client_ca::ClientCas,
     tokens: token::Tokens,
     access: access::Access,
+    options: AuthOptions,
 }
 
 impl Auth {
@@ -105,14 +109,30 @@ impl Auth {
             tokens: token::Tokens::new(client.clone(), &options),
             access: access::Access::new(client.clone(), &options),
             client,
+            options,
         })
+    }
+
+    /// How long answers are believed.
+    pub(super) fn options(&self) -> &AuthOptions {
+        &self.options
     }
 
     /// Follows the cluster's client authority until the shutdown.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = self.authorities.follow(self.client.clone()) => {}
+            () = async {
+                match &self.options.client_ca {
+                    None => self.authorities.follow(self.client.clone()).await,
+                    Some(pem) => {
+                        if let Err(why) = self.authorities.trust(pem) {
+                            tracing::error!(why, "the client CA cannot be used: only bearer tokens are accepted");
+                        }
+                        std::future::pending().await
+                    }
+                }
+            } => {}
         }
     }
 
@@ -129,6 +149,18 @@ impl Auth {
             Some(token) => self.tokens.user(token).await.ok_or(Denied::Unauthenticated),
             None => Err(Denied::Unauthenticated),
         }
+    }
+
+    /// Whether who sent these headers may do this to a subresource of every node.
+    pub(crate) async fn allow_for_all_nodes(
+        &self,
+        headers: &HeaderMap,
+        verb: &'static str,
+        subresource: &'static str,
+    ) -> Result<(), Denied> {
+        let user = self.authenticate(headers, &[]).await?;
+        // A review without a name asks for all of them.
+        self.authorize(&user, "", verb, &[subresource]).await
     }
 
     /// Whether the user may do this to any of these subresources of the node, the finest one first.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use bytes::{BufMut, BytesMut};
 
-use super::query::LogQuery;
+use super::query::{LogQuery, Source};
 use crate::provider::{LogLine, LogSource};
 
 /// Writes lines with their times, up to the limit.
@@ -18,7 +18,7 @@ pub(super) struct Format {
 
 impl Format {
     pub(super) fn new(query: &LogQuery) -> Self {
-        Self { timestamps: query.timestamps, source: query.source, remaining: query.limit, at_line_start: true }
+        Self { timestamps: query.timestamps, source: query.source.map(of), remaining: query.limit, at_line_start: true }
     }
 
     /// Appends a line; false once the limit is reached. The limit counts times too, and may cut a line.
@@ -44,6 +44,13 @@ impl Format {
         }
         *remaining -= written;
         true
+    }
+}
+
+fn of(source: Source) -> LogSource {
+    match source {
+        Source::Stdout => LogSource::Stdout,
+        Source::Stderr => LogSource::Stderr,
     }
 }
 
@@ -75,8 +82,8 @@ mod tests {
             (false, Some(4), None, "one\n"),
             (false, Some(1000), None, "one\ntwo\nthree"),
             (true, Some(10), None, "1970-01-01"),
-            (false, None, Some(Stdout), "one\nthree"),
-            (false, None, Some(Stderr), "two\n"),
+            (false, None, Some(Source::Stdout), "one\nthree"),
+            (false, None, Some(Source::Stderr), "two\n"),
         ] {
             let mut format = Format::new(&LogQuery { timestamps, limit, source, ..Default::default() });
             let mut out = BytesMut::new();

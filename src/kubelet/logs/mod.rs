@@ -25,10 +25,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio_util::sync::CancellationToken;
 
 use self::format::Format;
-use self::query::LogQuery;
+use self::query::{LogQuery, QueryError};
 use super::handler::{Answered, Refusal, TEXT, within};
 use super::{KubeletServer, NodeBackend};
-use crate::provider::{LogStream, PodRef, ProviderError};
+use crate::provider::{LogOptions, LogStream, PodRef, ProviderError};
 use crate::telemetry::metrics::{StreamLabels, metrics};
 
 /// How much is put together before it is sent.
@@ -53,8 +53,10 @@ pub(super) async fn container_logs(
     wanted: &Wanted<'_>,
 ) -> Answered {
     let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(wanted.query)
-        .map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, r#"{"message": "Unable to decode query."}"#))?;
+        .map_err(|_| QueryError::Undecodable)?;
     let query = LogQuery::read(&pairs, Timestamp::now())?;
+    let LogQuery { follow, previous, tail, since, .. } = query;
+    let options = LogOptions { follow, previous, tail, since };
     let Wanted { namespace, pod: name, container, .. } = *wanted;
     let missing = |what: String| Refusal::new(StatusCode::NOT_FOUND, what);
     let pod = backend.find(namespace, name).ok_or_else(|| missing(format!("pod {name:?} does not exist\n")))?;
@@ -63,11 +65,11 @@ pub(super) async fn container_logs(
     }
     let pod_ref = PodRef::of(&pod);
     let provider = backend.provider();
-    let lines = within(server, provider.logs(&pod_ref, container, &query.options))
+    let lines = within(server, provider.logs(&pod_ref, container, &options))
         .await
-        .map_err(|error| refused(error, &pod, container, query.options.previous))?;
+        .map_err(|error| refused(error, &pod, container, previous))?;
 
-    let end: BoxFuture<'static, ()> = if query.options.follow {
+    let end: BoxFuture<'static, ()> = if follow {
         let (backend, closed) = (backend.clone(), closed.clone());
         async move {
             tokio::select! {
@@ -89,6 +91,15 @@ pub(super) async fn container_logs(
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT));
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Undecodable => Self::new(StatusCode::BAD_REQUEST, r#"{"message": "Unable to decode query."}"#),
+            QueryError::Invalid => Self::new(StatusCode::UNPROCESSABLE_ENTITY, r#"{"message": "Invalid request."}"#),
+        }
+    }
 }
 
 fn has_container(pod: &Pod, name: &str) -> bool {
