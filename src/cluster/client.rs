@@ -7,9 +7,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
+use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tokio::time::Sleep;
+use tower::buffer::BufferLayer;
+use tower::retry::{Policy, RetryLayer};
 use tower::{BoxError, Layer, Service};
 
 use crate::telemetry::metrics::metrics;
@@ -32,29 +36,65 @@ pub enum ClientError {
 /// The client for a kubeconfig file, or for what `KUBECONFIG`, `~/.kube/config` or the pod's own
 /// ServiceAccount say.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
-    let config = match kubeconfig {
-        Some(file) => {
-            Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default()).await?
-        }
+    let config = read(kubeconfig, None).await?;
+    // 429 and 503 are obeyed with their Retry-After.
+    from_config(config, true)
+}
+
+/// The same for a command of a person's, by any context of the kubeconfig. Answers are passed on as they come: nobody
+/// waits for the API server to get better.
+pub async fn connect_as(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ClientError> {
+    let config = read(kubeconfig, context).await?;
+    from_config(config, false)
+}
+
+async fn read(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Config, ClientError> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    Ok(match kubeconfig {
+        Some(file) => Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &options).await?,
+        None if context.is_some() => Config::from_kubeconfig(&options).await?,
         None => Config::infer().await?,
-    };
-    from_config(config)
+    })
 }
 
 /// The client for a kubeconfig's text.
 pub async fn connect_to(kubeconfig: &str) -> Result<Client, ClientError> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
-    from_config(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    from_config(config, true)
 }
 
-fn from_config(mut config: Config) -> Result<Client, ClientError> {
+fn from_config(mut config: Config, retry: bool) -> Result<Client, ClientError> {
     config.connect_timeout = Some(Duration::from_secs(10));
     // A watch is quiet for up to its bookmark interval; the API server ends each after at most 295 s.
     config.read_timeout = Some(Duration::from_secs(300));
     config.write_timeout = Some(Duration::from_secs(30));
-    // 429 and 503 are obeyed with their Retry-After.
-    config.default_retry = true;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&CountLayer).build())
+    // Ours knows an exception.
+    config.default_retry = false;
+    let retries = RetryLayer::new(Retries(retry.then(RetryPolicy::server_retry)));
+    // A retry needs a service that can be cloned.
+    let shared = BufferLayer::new(1024);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&shared).with_layer(&retries).with_layer(&CountLayer).build())
+}
+
+/// 429 and 503 are obeyed with their Retry-After; but the 429 of an eviction is the answer of a PodDisruptionBudget,
+/// which its caller wants to hear. Without a policy nothing is tried again.
+#[derive(Clone)]
+struct Retries(Option<RetryPolicy>);
+
+impl<B> Policy<Request<Body>, Response<B>, BoxError> for Retries {
+    type Future = Sleep;
+
+    fn retry(&mut self, request: &mut Request<Body>, answer: &mut Result<Response<B>, BoxError>) -> Option<Sleep> {
+        if request.uri().path().ends_with("/eviction") {
+            return None;
+        }
+        self.0.as_mut()?.retry(request, answer)
+    }
+
+    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
+        Policy::<_, Response<B>, BoxError>::clone_request(self.0.as_mut()?, request)
+    }
 }
 
 /// Counts requests by verb, resource and answer.

@@ -15,7 +15,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -24,6 +24,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::telemetry::metrics::{QueueMetrics, metrics};
 
 /// How the delay of a key that keeps failing grows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +72,8 @@ struct Key {
     again: bool,
     /// When it becomes ready; timers in the heap that say otherwise are stale.
     due: Option<Instant>,
+    /// Since when it waits, in a queue that is measured.
+    since: Option<Instant>,
     failures: u32,
 }
 
@@ -85,6 +89,7 @@ struct State<K> {
     timers: BinaryHeap<Reverse<Timer<K>>>,
     sequence: u64,
     closed: bool,
+    metrics: OnceLock<QueueMetrics>,
 }
 
 struct Timer<K> {
@@ -153,8 +158,16 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
             timers: BinaryHeap::new(),
             sequence: 0,
             closed: false,
+            metrics: OnceLock::new(),
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), backoff, grid, epoch: Instant::now() })
+    }
+
+    /// Has the queue measured under a name. The names of all queues are few and fixed.
+    pub fn named(self: Arc<Self>, name: &'static str) -> Arc<Self> {
+        // A second name would count the same keys twice; the first one stays.
+        let _named = self.lock().metrics.set(metrics().queue(name));
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -212,6 +225,9 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
         let entry = state.keys.entry(key.clone()).or_default();
         let full = self.backoff.delay(entry.failures);
         entry.failures = entry.failures.saturating_add(1);
+        if let Some(metrics) = state.metrics.get() {
+            metrics.retries.inc();
+        }
         // Between half and all of it, so that keys that failed together do not come back together.
         let delay = full.mul_f64(rand::rng().random_range(0.5..=1.0)).max(at_least.unwrap_or_default());
         let first = self.schedule(&mut state, key, delay);
@@ -320,6 +336,9 @@ impl<K: Eq + Hash + Clone> WorkQueue<K> {
             tasks.spawn(async move {
                 let _place = place;
                 let outcome = work.await.unwrap_or_else(|_| {
+                    if let Some(metrics) = queue.lock().metrics.get() {
+                        metrics.panics.inc();
+                    }
                     tracing::error!(key = ?item.key(), "work on a key panicked; it is tried again");
                     Outcome::Retry
                 });
@@ -361,6 +380,10 @@ impl<K: Eq + Hash + Clone> State<K> {
             return false;
         }
         entry.waiting = true;
+        if let Some(metrics) = self.metrics.get() {
+            entry.since = Some(Instant::now());
+            metrics.depth.inc();
+        }
         self.ready.push_back(key);
         true
     }
@@ -379,6 +402,10 @@ impl<K: Eq + Hash + Clone> State<K> {
         let entry = self.keys.entry(key.clone()).or_default();
         entry.waiting = false;
         entry.working = true;
+        if let (Some(metrics), Some(since)) = (self.metrics.get(), entry.since.take()) {
+            metrics.depth.dec();
+            metrics.latency.observe(since.elapsed().as_secs_f64());
+        }
         Some(key)
     }
 }

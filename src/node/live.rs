@@ -4,13 +4,41 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Node, Taint};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch as watch_channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::names;
+use crate::cluster::watch::watch;
+
+/// How long a condition has been what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transition {
+    /// `type`
+    pub kind: Box<str>,
+    /// `status`
+    pub status: Box<str>,
+    /// `reason`
+    pub reason: Box<str>,
+    /// `lastTransitionTime`
+    pub since: Option<Timestamp>,
+}
+
+impl Transition {
+    /// What is said by each of a Node's conditions.
+    pub fn all(conditions: Vec<NodeCondition>) -> Box<[Self]> {
+        let of = |c: NodeCondition| Self {
+            kind: c.type_.into(),
+            status: c.status.into(),
+            reason: c.reason.unwrap_or_default().into(),
+            since: c.last_transition_time.map(|t| t.0),
+        };
+        conditions.into_iter().map(of).collect()
+    }
+}
 
 /// What of a Node decides what we do.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,8 +55,8 @@ pub struct LiveNode {
     pub taints: Vec<Taint>,
     /// `spec.unschedulable`
     pub unschedulable: bool,
-    /// Status and reason of the `Ready` condition: others may write it as well.
-    pub ready: Option<(String, String)>,
+    /// `status.conditions`: others may write them as well.
+    pub conditions: Box<[Transition]>,
     /// The names in `status.capacity`, since a resource that is no longer there must be taken away by name.
     pub resources: Vec<String>,
     /// Being deleted.
@@ -39,7 +67,6 @@ impl LiveNode {
     /// Keeps what decides.
     pub fn of(node: Node) -> Self {
         let (meta, spec, status) = (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
-        let ready = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "Ready");
         Self {
             uid: meta.uid.unwrap_or_default(),
             resource_version: meta.resource_version.unwrap_or_default(),
@@ -47,10 +74,15 @@ impl LiveNode {
             annotations: meta.annotations.unwrap_or_default(),
             taints: spec.taints.unwrap_or_default(),
             unschedulable: spec.unschedulable.unwrap_or_default(),
-            ready: ready.map(|c| (c.status, c.reason.unwrap_or_default())),
+            conditions: Transition::all(status.conditions.unwrap_or_default()),
             resources: status.capacity.unwrap_or_default().into_keys().collect(),
             deleting: meta.deletion_timestamp.is_some(),
         }
+    }
+
+    /// Its `Ready` condition.
+    pub fn ready(&self) -> Option<&Transition> {
+        self.conditions.iter().find(|c| &*c.kind == "Ready")
     }
 
     /// True when the Node stands for the VirtualNode of this uid.
@@ -93,11 +125,14 @@ impl LiveNodes {
         self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Follows the Nodes until `shutdown` and names each that changed.
-    pub async fn run(&self, client: Client, changed: impl Fn(&str), shutdown: CancellationToken) {
+    /// Follows the Nodes, or `only` the one of this name, until `shutdown` and names each that changed.
+    pub async fn run(&self, client: Client, only: Option<&str>, changed: impl Fn(&str), shutdown: CancellationToken) {
         let api: Api<Node> = Api::all(client);
-        let config = watcher::Config::default().labels(names::PROVIDER_LABEL).streaming_lists();
-        let mut events = watcher(api, config).backoff(crate::cluster::watch::WatchBackoff::default()).boxed();
+        let mut config = watcher::Config::default().labels(names::PROVIDER_LABEL).streaming_lists();
+        if let Some(name) = only {
+            config = config.fields(&format!("metadata.name={name}"));
+        }
+        let mut events = watch(api, config).boxed();
         let mut listed: Option<HashMap<String, Arc<LiveNode>>> = None;
         while let Some(Some(event)) = shutdown.run_until_cancelled(events.next()).await {
             match event {

@@ -24,6 +24,9 @@ struct Applied {
     annotations: Vec<String>,
     /// Key and effect.
     taints: Vec<(String, String)>,
+    /// The node was cordoned for a drain.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cordoned: bool,
 }
 
 impl Applied {
@@ -32,6 +35,7 @@ impl Applied {
             labels: marks.labels.keys().cloned().collect(),
             annotations: marks.annotations.keys().cloned().collect(),
             taints: marks.taints.iter().map(|t| (t.key.clone(), t.effect.clone())).collect(),
+            cordoned: marks.cordon,
         }
     }
 
@@ -76,7 +80,9 @@ pub fn patch(live: &LiveNode, marks: &Marks, unschedulable: Option<bool>) -> Opt
         spec.insert("taints".into(), json!(taints));
         metadata.insert("resourceVersion".into(), live.resource_version.clone().into());
     }
-    if let Some(wanted) = unschedulable
+    // The cordon of a drain ends with it; one made by hand is left alone unless the spec decides.
+    let drained = if marks.cordon { Some(true) } else { before.cordoned.then_some(false) };
+    if let Some(wanted) = if marks.cordon { drained } else { unschedulable.or(drained) }
         && wanted != live.unschedulable
     {
         spec.insert("unschedulable".into(), if wanted { Value::Bool(true) } else { Value::Null });
@@ -129,7 +135,7 @@ mod tests {
     }
 
     fn marks(labels: &[(&str, &str)], taints: &[Taint]) -> Marks {
-        Marks { labels: map(labels), annotations: map(&[("owner", "u")]), taints: taints.to_vec() }
+        Marks { labels: map(labels), annotations: map(&[("owner", "u")]), taints: taints.to_vec(), cordon: false }
     }
 
     fn live(marks: &Marks) -> LiveNode {
@@ -172,6 +178,18 @@ mod tests {
         let patch = patch(&node, &marks, None).unwrap();
         assert_eq!(patch["metadata"]["labels"]["a"], "1");
         assert_eq!(patch["spec"]["taints"][0]["key"], "t");
+    }
+
+    #[test]
+    fn the_cordon_of_a_drain_ends_with_it() {
+        let (idle, drain) = (marks(&[], &[]), Marks { cordon: true, ..marks(&[], &[]) });
+        let cordoned = patch(&live(&idle), &drain, None).unwrap();
+        assert_eq!(cordoned["spec"], json!({"unschedulable": true}));
+        let mut node = live(&drain);
+        node.unschedulable = true;
+        assert_eq!(patch(&node, &drain, Some(false)), None, "a drain is stronger");
+        assert_eq!(patch(&node, &idle, None).unwrap()["spec"], json!({"unschedulable": null}));
+        assert!(patch(&node, &idle, Some(true)).unwrap().get("spec").is_none(), "the spec keeps it cordoned");
     }
 
     #[test]

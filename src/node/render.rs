@@ -1,6 +1,7 @@
 //! From a VirtualNode and what its provider says to the Node that should be.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -10,8 +11,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::live::Transition;
 use crate::api::{VirtualNode, names};
-use crate::provider::NodeDescription;
+use crate::provider::{NodeDescription, goarch};
 
 /// The Kubernetes version whose kubelet we behave like.
 const KUBERNETES: &str = "v1.36.0";
@@ -31,6 +33,8 @@ pub struct Marks {
     pub annotations: BTreeMap<String, String>,
     /// Taints, the default one included.
     pub taints: Vec<Taint>,
+    /// The node is to be cordoned because it is being emptied.
+    pub cordon: bool,
 }
 
 /// The labels, annotations and taints of a VirtualNode's Node.
@@ -39,7 +43,7 @@ pub struct Marks {
 pub fn marks(vn: &VirtualNode, description: Option<&NodeDescription>) -> Marks {
     let name = vn.metadata.name.as_deref().unwrap_or_default();
     let spec = &vn.spec;
-    let provider = spec.provider.kind.as_str();
+    let provider = spec.provider.name();
     let mut labels: BTreeMap<String, String> = [
         ("type", "virtual-kubelet"),
         ("kubernetes.io/role", "agent"),
@@ -66,7 +70,8 @@ pub fn marks(vn: &VirtualNode, description: Option<&NodeDescription>) -> Marks {
     if spec.default_taint && !taints.iter().any(|t| t.key == default.key && t.effect == default.effect) {
         taints.insert(0, default);
     }
-    Marks { labels, annotations, taints }
+    let cordon = spec.drain.requested || vn.metadata.deletion_timestamp.is_some();
+    Marks { labels, annotations, taints, cordon }
 }
 
 fn operating_system(vn: &VirtualNode, description: Option<&NodeDescription>) -> String {
@@ -76,14 +81,7 @@ fn operating_system(vn: &VirtualNode, description: Option<&NodeDescription>) -> 
 
 fn architecture(vn: &VirtualNode, description: Option<&NodeDescription>) -> String {
     let said = vn.spec.architecture.clone().or_else(|| description?.architecture.clone());
-    said.unwrap_or_else(|| {
-        match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        }
-        .into()
-    })
+    said.unwrap_or_else(|| goarch(std::env::consts::ARCH).into())
 }
 
 /// What the node has: the spec's word, then the provider's, then the defaults.
@@ -115,19 +113,8 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// The Node's status. Times of transition are those of `before` where a condition has not changed.
-pub fn status(
-    vn: &VirtualNode,
-    description: Option<&NodeDescription>,
-    endpoint: &Endpoint,
-    readiness: &Readiness,
-    before: &[NodeCondition],
-    now: Timestamp,
-) -> NodeStatus {
-    let capacity = capacity(vn, description);
-    let mut allocatable = capacity.clone();
-    allocatable.extend(vn.spec.allocatable.clone());
-
+/// The addresses that the Node publishes.
+pub fn addresses(vn: &VirtualNode, description: Option<&NodeDescription>, endpoint: &Endpoint) -> Vec<NodeAddress> {
     let mut addresses = vn.spec.addresses.clone();
     if addresses.is_empty() {
         addresses = description.map(|d| d.addresses.clone()).unwrap_or_default();
@@ -136,12 +123,28 @@ pub fn status(
         // No Hostname: API servers would try it first, and it does not resolve.
         addresses = vec![NodeAddress { type_: "InternalIP".into(), address: endpoint.ip.to_string() }];
     }
+    addresses
+}
+
+/// The Node's status. Times of transition are those of `before`, what the Node says now, where a condition has not
+/// changed.
+pub fn status(
+    vn: &VirtualNode,
+    description: Option<&NodeDescription>,
+    endpoint: &Endpoint,
+    readiness: &Readiness,
+    before: &[Transition],
+    now: Timestamp,
+) -> NodeStatus {
+    let capacity = capacity(vn, description);
+    let mut allocatable = capacity.clone();
+    allocatable.extend(vn.spec.allocatable.clone());
 
     let info = NodeSystemInfo {
         architecture: architecture(vn, description),
         operating_system: operating_system(vn, description),
         kubelet_version: format!("{KUBERNETES}-vnode-{}", env!("CARGO_PKG_VERSION")),
-        container_runtime_version: format!("{}://{}", vn.spec.provider.kind.as_str(), version(description)),
+        container_runtime_version: format!("{}://{}", vn.spec.provider.name(), version(description)),
         os_image: "vnode".into(),
         // Required by the API, and unknown or without meaning here.
         machine_id: vn.metadata.uid.clone().unwrap_or_default(),
@@ -151,7 +154,7 @@ pub fn status(
     NodeStatus {
         capacity: Some(capacity),
         allocatable: Some(allocatable),
-        addresses: Some(addresses),
+        addresses: Some(addresses(vn, description, endpoint)),
         conditions: Some(conditions(description, readiness, before, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(endpoint.port) }),
@@ -169,7 +172,7 @@ fn version(description: Option<&NodeDescription>) -> &str {
 fn conditions(
     description: Option<&NodeDescription>,
     readiness: &Readiness,
-    before: &[NodeCondition],
+    before: &[Transition],
     now: Timestamp,
 ) -> Vec<NodeCondition> {
     let plain = |kind: &str, status: bool, reason: &str, message: &str| NodeCondition {
@@ -194,23 +197,24 @@ fn conditions(
     all.retain(|c| c.type_ != "Ready");
     all.push(plain("Ready", readiness.ready, &readiness.reason, &readiness.message));
     for condition in &mut all {
-        if let Some(old) = before.iter().find(|o| o.type_ == condition.type_ && o.status == condition.status) {
-            condition.last_transition_time = old.last_transition_time.clone();
+        let same = |old: &&Transition| *old.kind == *condition.type_ && *old.status == *condition.status;
+        if let Some(since) = before.iter().find(same).and_then(|old| old.since) {
+            condition.last_transition_time = Some(Time(since));
         }
     }
     all
 }
 
-/// True when two statuses differ in more than their heartbeats.
-pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
-    let still = |status: &NodeStatus| {
-        let mut status = status.clone();
-        for c in status.conditions.iter_mut().flatten() {
-            c.last_heartbeat_time = None;
-        }
-        status
-    };
-    still(old) != still(new)
+/// A number that two statuses share when they differ in nothing but their heartbeats.
+pub fn digest(status: &NodeStatus) -> u64 {
+    let mut status = status.clone();
+    for condition in status.conditions.iter_mut().flatten() {
+        condition.last_heartbeat_time = None;
+    }
+    let mut hasher = DefaultHasher::new();
+    // A status is strings and numbers, which always serialise.
+    serde_json::to_vec(&status).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -307,10 +311,11 @@ mod tests {
         let at = |s: i64| Timestamp::from_second(s).unwrap();
         let ready = |ready| Readiness { ready, reason: "R".into(), message: String::new() };
         let first = status(&vn, None, &endpoint, &ready(true), &[], at(1));
-        let second = status(&vn, None, &endpoint, &ready(true), first.conditions.as_deref().unwrap(), at(2));
-        assert!(!differs(&first, &second), "a heartbeat is no difference");
-        let third = status(&vn, None, &endpoint, &ready(false), second.conditions.as_deref().unwrap(), at(3));
-        assert!(differs(&second, &third));
+        let said = |status: &NodeStatus| Transition::all(status.conditions.clone().unwrap());
+        let second = status(&vn, None, &endpoint, &ready(true), &said(&first), at(2));
+        assert_eq!(digest(&first), digest(&second), "a heartbeat is no difference");
+        let third = status(&vn, None, &endpoint, &ready(false), &said(&second), at(3));
+        assert_ne!(digest(&second), digest(&third));
         let time = |s: &NodeStatus, kind: &str| {
             let conditions = s.conditions.as_deref().unwrap();
             conditions.iter().find(|c| c.type_ == kind).unwrap().last_transition_time.clone().unwrap().0

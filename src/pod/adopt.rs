@@ -19,13 +19,13 @@ impl PodController {
     /// Asks the provider for all its pods, and draws the conclusions. Nothing is concluded before every pod
     /// of the cluster has been seen.
     pub(super) async fn compare(&self, node: &Arc<NodeState>, place: &mut Place) -> Outcome {
-        if !self.synced() || !node.reachable() {
+        if !self.knows(&node.name) || !node.may_act() {
             // Comes back when that changes.
             return Outcome::Done;
         }
         if self.cache.needs_listing(&node.name) {
             match write::list_of_node(&self.client, &node.name).await {
-                Ok(pods) => self.cache.listed(&node.name, pods),
+                Ok(pods) => self.cache.listed(node, pods),
                 Err(error) => {
                     tracing::warn!(node = %node.name, error, "the node's pods could not be listed; tried again");
                     return Outcome::Retry;
@@ -79,7 +79,7 @@ impl PodController {
 
     /// Removes a pod from the provider that the cluster does not know.
     pub(super) async fn clear_stray(&self, node: &Arc<NodeState>, pod: &PodRef, place: &mut Place) -> Outcome {
-        if !node.reachable() || self.cache.entry(&pod.uid).is_some() {
+        if !node.may_act() || self.cache.entry(&pod.uid).is_some() {
             return Outcome::Done;
         }
         match write::exists(&self.client, pod).await {

@@ -12,12 +12,13 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use super::NodeHandle;
 use super::admission::{self, Requests};
 use super::node::NodeState;
-use super::packed::{PackedPod, Phase};
+use super::packed::{PackedObservation, PackedPod, Phase};
 use super::plan::AtProvider;
 use super::resolve::Obstacle;
 use super::status::Resize;
 use crate::api::virtual_node::PodCounts;
 use crate::provider::{PodObservation, PodRef};
+use crate::telemetry::metrics::metrics;
 
 pub(crate) fn guard<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     // Records are replaced field by field with values made beforehand, so a panic leaves them sound.
@@ -51,7 +52,7 @@ pub(crate) struct Record {
     pub gone: bool,
     pub at_provider: AtProvider,
     /// What the provider last said.
-    pub observation: Option<PodObservation>,
+    pub observation: Option<PackedObservation>,
     /// Number of the notification that `observation` came with.
     pub observed_at: u64,
     /// Hash of what the provider was last given.
@@ -83,7 +84,7 @@ pub(crate) struct Record {
     /// When the containers have to be over, once asked to stop.
     pub stop_by: Option<tokio::time::Instant>,
     /// The status last written, until the watch has caught up with it.
-    pub written: Option<(u64, PodStatus)>,
+    pub written: Option<Box<(u64, PodStatus)>>,
     /// What `counts` currently counts it as.
     counted: Option<Counted>,
 }
@@ -140,7 +141,7 @@ pub(crate) fn version(pod: &Pod) -> u64 {
 }
 
 impl Record {
-    fn new(pod: &Pod) -> Self {
+    fn new(pod: &Pod, packed: PackedPod) -> Self {
         Self {
             reference: PodRef::of(pod),
             stale: false,
@@ -152,7 +153,7 @@ impl Record {
             resources: None,
             resize: Resize::Unknown,
             owed: false,
-            pod: PackedPod::new(pod),
+            pod: packed,
             gone: false,
             at_provider: AtProvider::Unknown,
             observation: None,
@@ -168,12 +169,20 @@ impl Record {
         }
     }
 
-    /// The status as it will be on the API server once all writes are seen.
-    pub fn status(&self) -> PodStatus {
+    /// The status as it will be on the API server once all writes are seen. `pod` was unpacked from this record, and
+    /// need not be unpacked again unless a later one has arrived meanwhile.
+    pub fn status(&self, pod: &Pod) -> PodStatus {
+        let known = |pod: &Pod| pod.status.clone().unwrap_or_default();
         match &self.written {
-            Some((_, status)) => status.clone(),
-            None => Arc::unwrap_or_clone(self.pod.unpack()).status.unwrap_or_default(),
+            Some(written) => written.1.clone(),
+            None if self.pod.version() == version(pod) => known(pod),
+            None => known(&self.pod.unpack()),
         }
+    }
+
+    /// What the provider last said.
+    pub fn observed(&self) -> Option<PodObservation> {
+        self.observation.as_ref()?.unpack(self.reference.clone())
     }
 
     fn class(&self) -> Counted {
@@ -230,7 +239,7 @@ impl Cache {
             for uid in old.uids {
                 let Some(pod) = index.pods.get(&uid).map(|e| guard(&e.record).pod.unpack()) else { continue };
                 index.pods.remove(&uid);
-                index.insert(&state, &pod);
+                index.insert(&state, &pod, PackedPod::new(&pod));
             }
         }
     }
@@ -240,7 +249,7 @@ impl Cache {
         let mut index = self.write();
         let (name, entry) = index.nodes.remove_entry(name)?;
         entry.state.removed.store(true, Ordering::Release);
-        if !entry.uids.is_empty() {
+        if !entry.uids.is_empty() || entry.listing.is_some() {
             index.foreign.insert(name);
         }
         for uid in &entry.uids {
@@ -321,9 +330,12 @@ impl Cache {
         self.read().nodes.get(node).is_some_and(|n| n.listing.is_some())
     }
 
-    /// Takes in the answer of listing a node's pods.
-    pub fn listed(&self, node: &str, pods: Vec<Pod>) {
-        let deleted = self.write().nodes.get_mut(node).and_then(|n| n.listing.take()).unwrap_or_default();
+    /// Takes in the answer of listing a node's pods, unless the node was given up meanwhile: then it is listed again.
+    pub fn listed(&self, node: &Arc<NodeState>, pods: Vec<Pod>) {
+        let same = |n: &&mut NodeEntry| Arc::ptr_eq(&n.state, node);
+        let Some(deleted) = self.write().nodes.get_mut(&node.name).filter(same).and_then(|n| n.listing.take()) else {
+            return;
+        };
         for pod in pods {
             if pod.metadata.uid.as_deref().is_some_and(|uid| !deleted.contains(uid)) {
                 self.apply(pod);
@@ -335,6 +347,9 @@ impl Cache {
     pub fn apply(&self, pod: Pod) -> Applied {
         let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) else { return Applied::Ignored };
         let Some(uid) = pod.metadata.uid.as_deref() else { return Applied::Ignored };
+        // Packing takes time, which is not spent with everybody waiting for the index; nor on pods that are not ours.
+        let ours = self.read().nodes.contains_key(node);
+        let packed = ours.then(|| PackedPod::new(&pod));
         let mut index = self.write();
         let Some(state) = index.nodes.get(node).map(|n| n.state.clone()) else {
             if !index.foreign.contains(node) {
@@ -342,24 +357,26 @@ impl Cache {
             }
             return Applied::Ignored;
         };
+        // It may have become ours in between.
+        let packed = packed.unwrap_or_else(|| PackedPod::new(&pod));
         let name = state.name.clone();
         if let Some(entry) = index.pods.get(uid).cloned() {
             let mut record = guard(&entry.record);
             if version(&pod) < record.pod.version() {
                 return Applied::Ignored;
             }
-            if record.written.as_ref().is_some_and(|(at, _)| *at <= version(&pod)) {
+            if record.written.as_ref().is_some_and(|written| written.0 <= version(&pod)) {
                 record.written = None;
             }
             let uid = record.reference.uid.clone();
             if pod.metadata.generation != record.pod.generation() {
                 record.requests = Arc::new(admission::requests(&pod));
             }
-            record.pod = PackedPod::new(&pod);
+            record.pod = packed;
             let counts = index.recount(&name, &mut record, false);
             Applied::Changed { uid, node: name, counts }
         } else {
-            let uid = index.insert(&state, &pod);
+            let uid = index.insert(&state, &pod, packed);
             Applied::Changed { uid, node: name, counts: true }
         }
     }
@@ -399,6 +416,7 @@ impl Cache {
         if &*entry.node.name != node {
             return false;
         }
+        let observation = PackedObservation::new(&observation);
         let mut record = guard(&entry.record);
         if asked.is_some_and(|asked| record.observed_at > asked) {
             return false;
@@ -410,11 +428,22 @@ impl Cache {
         record.observation = Some(observation);
         news
     }
+
+    /// Notes that a node's provider may have lost a pod, so that it is asked for. False when it is not there anyway.
+    pub fn doubt(&self, node: &str, uid: &str) -> bool {
+        let Some(entry) = self.entry(uid).filter(|e| &*e.node.name == node) else { return false };
+        let mut record = guard(&entry.record);
+        let there = record.at_provider == AtProvider::Present;
+        if there {
+            record.at_provider = AtProvider::Unknown;
+        }
+        there
+    }
 }
 
 impl Index {
-    fn insert(&mut self, node: &Arc<NodeState>, pod: &Pod) -> Arc<str> {
-        let mut record = Record::new(pod);
+    fn insert(&mut self, node: &Arc<NodeState>, pod: &Pod, packed: PackedPod) -> Arc<str> {
+        let mut record = Record::new(pod, packed);
         let uid = record.reference.uid.clone();
         if let Some(entry) = self.nodes.get_mut(&node.name) {
             entry.uids.insert(uid.clone());
@@ -430,6 +459,9 @@ impl Index {
         let old = std::mem::replace(&mut record.counted, new);
         if old == new {
             return false;
+        }
+        if let (Some(Counted::Pending), Some(Counted::Running), Some(bound)) = (old, new, record.pod.scheduled()) {
+            metrics().pod_start.observe(jiff::Timestamp::now().duration_since(bound).as_secs_f64().max(0.0));
         }
         if let Some(entry) = self.nodes.get_mut(node) {
             if let Some(old) = old {

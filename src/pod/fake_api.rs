@@ -15,16 +15,34 @@ use tokio::sync::mpsc;
 
 type Answer = UnsyncBoxBody<Bytes, Infallible>;
 
+/// A watch of the pods of a node, or of all.
+struct Watch {
+    node: Option<String>,
+    sender: mpsc::UnboundedSender<Value>,
+}
+
+impl Watch {
+    fn of(query: &str, sender: mpsc::UnboundedSender<Value>) -> Self {
+        let node = query.split('&').find_map(|p| p.strip_prefix("fieldSelector=spec.nodeName%3D")).map(str::to_owned);
+        Self { node, sender }
+    }
+
+    fn wants(&self, pod: &Value) -> bool {
+        self.node.as_deref().is_none_or(|node| pod["spec"]["nodeName"] == node)
+    }
+}
+
 #[derive(Default)]
 struct State {
     version: u64,
     pods: BTreeMap<(String, String), Value>,
     objects: BTreeMap<String, Value>,
-    watches: Vec<mpsc::UnboundedSender<Value>>,
+    watches: Vec<Watch>,
     writes: Vec<String>,
     events: Vec<(String, String)>,
     down: bool,
     refusing_writes: bool,
+    refusing_streams: bool,
     /// How many ConfigMaps and Secrets were asked for.
     reads: usize,
     /// Paths of tokens that were asked for.
@@ -89,6 +107,11 @@ impl FakeApi {
         state.objects.insert(path.to_owned(), object);
     }
 
+    /// From now on lists are not streamed, as by servers before 1.32.
+    pub fn refuse_streams(&self) {
+        self.0.lock().unwrap().refusing_streams = true;
+    }
+
     /// While true, no status is taken.
     pub fn set_refusing_writes(&self, refusing: bool) {
         self.0.lock().unwrap().refusing_writes = refusing;
@@ -125,7 +148,7 @@ impl FakeApi {
         for watch in std::mem::take(&mut state.watches) {
             if expired {
                 let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"});
-                let _ = watch.send(json!({"type": "ERROR", "object": status}));
+                let _ = watch.sender.send(json!({"type": "ERROR", "object": status}));
             }
         }
     }
@@ -147,9 +170,12 @@ impl FakeApi {
             return status(503, "ServiceUnavailable");
         }
         match (&parts.method, path.as_slice()) {
-            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=") => {
-                self.watch(query.contains("sendInitialEvents"))
+            (&Method::GET, ["api", "v1", "pods"])
+                if query.contains("sendInitialEvents") && self.0.lock().unwrap().refusing_streams =>
+            {
+                status(422, "Invalid")
             }
+            (&Method::GET, ["api", "v1", "pods"]) if query.contains("watch=") => self.watch(&query),
             (&Method::GET, ["api", "v1", "pods"]) => {
                 let state = self.0.lock().unwrap();
                 let items: Vec<_> = state.pods.values().cloned().collect();
@@ -237,18 +263,28 @@ impl FakeApi {
         }
     }
 
-    fn watch(&self, initial: bool) -> Response<Answer> {
+    /// The nodes whose pods are watched, `*` for all pods.
+    pub fn watched_nodes(&self) -> Vec<String> {
+        let state = self.0.lock().unwrap();
+        let open = state.watches.iter().filter(|w| !w.sender.is_closed());
+        let mut nodes: Vec<_> = open.map(|w| w.node.clone().unwrap_or_else(|| "*".into())).collect();
+        nodes.sort();
+        nodes
+    }
+
+    fn watch(&self, query: &str) -> Response<Answer> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.0.lock().unwrap();
-        if initial {
-            for pod in state.pods.values() {
+        let watch = Watch::of(query, sender.clone());
+        if query.contains("sendInitialEvents") {
+            for pod in state.pods.values().filter(|p| watch.wants(p)) {
                 sender.send(json!({"type": "ADDED", "object": pod})).unwrap();
             }
             let meta = json!({"resourceVersion": state.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
             let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": meta, "spec": {"containers": []}});
             sender.send(json!({"type": "BOOKMARK", "object": bookmark})).unwrap();
         }
-        state.watches.push(sender);
+        state.watches.push(watch);
         let lines = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|event| (event, r)) });
         let frames = lines.map(|event| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(format!("{event}\n")))));
         Response::new(StreamBody::new(frames).boxed_unsync())
@@ -259,7 +295,7 @@ impl State {
     fn tell(&mut self, kind: &str, pod: &Value) {
         let mut pod = pod.clone();
         pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.watches.retain(|w| w.send(json!({"type": kind, "object": pod})).is_ok());
+        self.watches.retain(|w| !w.wants(&pod) || w.sender.send(json!({"type": kind, "object": pod})).is_ok());
     }
 }
 

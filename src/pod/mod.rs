@@ -9,7 +9,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`watch`] | one watch of the bound pods for the whole fleet |
+//! | [`watch`] | the bound pods: one watch for the whole fleet, or one for each node |
 //! | [`cache`] | what is known of each pod, by node and uid |
 //! | [`node`] | one node of ours |
 //! | [`packed`] | a pod at rest, in a tenth of the memory |
@@ -41,7 +41,7 @@ mod outage;
 pub mod packed;
 mod plan;
 mod pull;
-mod quantity;
+pub(crate) mod quantity;
 #[cfg(test)]
 mod refusal_tests;
 mod resolve;
@@ -59,6 +59,8 @@ mod test_world;
 mod volume_tests;
 mod volumes;
 mod watch;
+#[cfg(test)]
+mod watch_tests;
 mod write;
 
 use std::net::IpAddr;
@@ -66,18 +68,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Semaphore, watch as watch_channel};
+use tokio::sync::{Notify, Semaphore, watch as watch_channel};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::virtual_node::PodCounts;
 use crate::cluster::events::EventWriter;
+use crate::cluster::fence::Hold;
+use crate::cluster::identity::{NodeClient, NodeIdentity};
 use crate::cluster::queue::{Backoff, WorkQueue};
-use crate::provider::{PodEvent, PodNotifier, PodObservation, Provider};
+use crate::provider::{PodEvent, PodNotifier, PodObservation, PodRef, Provider};
+pub(crate) use admission::is_static;
 use cache::Cache;
 pub use facts::NodeFacts;
 use feed::Feed;
 use outage::Outage;
 use resolve::Sources;
+pub use watch::PodWatch;
 
 /// How the pod controller works.
 #[derive(Clone)]
@@ -94,6 +100,10 @@ pub struct PodConfig {
     pub poll_interval: Duration,
     /// How often the others are, to find pods that vanished. Default 5 min.
     pub resync_interval: Duration,
+    /// In whose name Secrets, ConfigMaps and tokens of pods are read. Default: the operator's.
+    pub identity: NodeIdentity,
+    /// How the pods are watched. Default: by the number of nodes.
+    pub watch: PodWatch,
     /// How the delay of a pod that keeps failing grows. Default 1 s to 5 min.
     pub backoff: Backoff,
 }
@@ -107,6 +117,8 @@ impl Default for PodConfig {
             per_node_calls: 16,
             poll_interval: Duration::from_secs(5),
             resync_interval: Duration::from_secs(300),
+            identity: NodeIdentity::default(),
+            watch: PodWatch::default(),
             backoff: Backoff { base: Duration::from_secs(1), max: Duration::from_secs(300) },
         }
     }
@@ -125,6 +137,8 @@ pub struct NodeHandle {
     pub host_ip: IpAddr,
     /// What decides which pods the node takes.
     pub facts: Arc<NodeFacts>,
+    /// The right to act for the node. While it is not valid, nothing is done.
+    pub hold: Arc<Hold>,
 }
 
 /// Runs the pods of every node of this process.
@@ -139,7 +153,9 @@ pub struct PodController {
     /// What waits for the API server to answer again.
     api: Outage<Key>,
     workers: Arc<Semaphore>,
+    /// Whether the shared watch has brought every bound pod; marked as changed when a node's own watch has.
     synced: watch_channel::Sender<bool>,
+    nodes_changed: Notify,
 }
 
 /// What the queue hands out.
@@ -158,12 +174,13 @@ impl PodController {
     pub fn new(client: kube::Client, config: PodConfig) -> Arc<Self> {
         Arc::new(Self {
             events: EventWriter::new(client.clone()),
-            sources: Arc::new(Sources::new(client.clone())),
+            sources: Arc::new(Sources::new(NodeClient::new(client.clone(), config.identity))),
             feed: Arc::new(Feed::new()),
             api: Outage::default(),
-            queue: WorkQueue::new(config.backoff),
+            queue: WorkQueue::new(config.backoff).named("pods"),
             workers: Arc::new(Semaphore::new(config.workers.max(1))),
             synced: watch_channel::Sender::new(false),
+            nodes_changed: Notify::new(),
             cache: Cache::default(),
             client,
             config,
@@ -195,6 +212,7 @@ impl PodController {
     pub fn add_node(&self, node: NodeHandle) {
         let name = node.name.clone();
         self.cache.add_node(node, self.config.per_node_calls);
+        self.nodes_changed.notify_one();
         self.queue.add(Key::Node(name));
     }
 
@@ -224,27 +242,55 @@ impl PodController {
         }
     }
 
+    /// While true, no pod of the node is started, changed, stopped or reported.
+    pub fn set_paused(&self, node: &str, paused: bool) {
+        if let Some(node) = self.cache.node(node)
+            && node.set_paused(paused)
+            && !paused
+        {
+            self.resume(&node.name);
+        }
+    }
+
     /// While false, the provider of the node is not called and its pods are left as they are.
     pub fn set_reachable(&self, node: &str, reachable: bool) {
         if let Some(node) = self.cache.node(node)
             && node.set_reachable(reachable)
             && reachable
         {
+            self.resume(&node.name);
+        }
+    }
+
+    /// Goes on at once with a node that had to wait, as one whose hold is valid again.
+    pub fn resume(&self, node: &str) {
+        if let Some(node) = self.cache.node(node) {
             // Their back-offs were for the time of silence.
             let pods = self.cache.uids(&node.name).into_iter().map(Key::Pod);
             self.release(pods.chain([Key::Node(node.name.clone())]));
         }
     }
 
-    /// Stops reconciling a node's pods. Whatever its provider still has of them is removed there, as far as
-    /// that succeeds within `deadline`; returns how many pods could not be removed.
-    pub async fn remove_node(&self, node: &str, deadline: Duration) -> usize {
+    /// Stops reconciling a node's pods and forgets them. They stay as they are, for another replica.
+    pub fn release_node(&self, node: &str) {
+        self.drop_node(node);
+    }
+
+    fn drop_node(&self, node: &str) -> Option<Arc<node::NodeState>> {
         for uid in self.cache.uids(node) {
             self.feed.forget(&uid);
             self.sources.tokens.forget(&uid);
         }
-        let Some(node) = self.cache.remove_node(node) else { return 0 };
+        let node = self.cache.remove_node(node)?;
+        self.nodes_changed.notify_one();
         self.queue.forget(&Key::Node(node.name.clone()));
+        Some(node)
+    }
+
+    /// Stops reconciling a node's pods. Whatever its provider still has of them is removed there, as far as
+    /// that succeeds within `deadline`; returns how many pods could not be removed.
+    pub async fn remove_node(&self, node: &str, deadline: Duration) -> usize {
+        let Some(node) = self.drop_node(node) else { return 0 };
         self.clear_node(&node, deadline).await
     }
 
@@ -258,20 +304,39 @@ impl PodController {
         self.cache.pods(node)
     }
 
+    /// True when [`pods`](Self::pods) has every pod of a node of ours, those included that the watch had passed over
+    /// before the node was.
+    pub fn has_all(&self, node: &str) -> bool {
+        self.knows(node) && self.cache.node(node).is_some() && !self.cache.needs_listing(node)
+    }
+
+    /// The pods that the API server has of a node.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub async fn list(&self, node: &str) -> Result<Vec<Arc<Pod>>, String> {
+        Ok(write::list_of_node(&self.client, node).await?.into_iter().map(Arc::new).collect())
+    }
+
     /// A pod that is bound to the node.
     pub fn find(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.cache.find(node, namespace, name)
     }
 
-    /// True once every bound pod has been seen.
+    /// True once every pod of every node has been seen.
     pub fn synced(&self) -> bool {
-        *self.synced.borrow()
+        *self.synced.borrow() || self.cache.nodes().iter().all(|n| n.seen())
     }
 
-    /// Waits until [`synced`](Self::synced).
-    pub async fn wait_synced(&self) {
+    /// True once every pod of the node has been seen, and of one that has not been added: nothing of it is known.
+    pub fn knows(&self, node: &str) -> bool {
+        *self.synced.borrow() || self.cache.node(node).is_none_or(|n| n.seen())
+    }
+
+    /// Waits until it [knows](Self::knows) the node.
+    pub async fn wait_known(&self, node: &str) {
         // Fails only when the sender is gone, which this controller owns.
-        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+        let _ = self.synced.subscribe().wait_for(|all| *all || self.cache.node(node).is_none_or(|n| n.seen())).await;
     }
 
     /// Something that a pod's files are made from has changed.
@@ -297,6 +362,12 @@ impl PodController {
             self.queue.add(Key::Pod(uid));
         }
     }
+
+    fn missed(&self, node: &Arc<str>, pod: &PodRef) {
+        if self.cache.doubt(node, &pod.uid) {
+            self.queue.add(Key::Pod(pod.uid.clone()));
+        }
+    }
 }
 
 struct NodeNotifier {
@@ -308,6 +379,12 @@ impl PodNotifier for NodeNotifier {
     fn changed(&self, observation: PodObservation) {
         if let Some(controller) = self.controller.upgrade() {
             controller.observed(&self.node, observation);
+        }
+    }
+
+    fn missing(&self, pod: &PodRef) {
+        if let Some(controller) = self.controller.upgrade() {
+            controller.missed(&self.node, pod);
         }
     }
 

@@ -11,17 +11,23 @@ use super::cache::guard;
 use super::facts::NodeFacts;
 use super::outage::Outage;
 use super::{Key, NodeHandle};
+use crate::cluster::fence::Hold;
 use crate::provider::Provider;
 
 /// A node of ours.
 pub(crate) struct NodeState {
     pub name: Arc<str>,
     pub uid: Arc<str>,
+    /// The right to act for it.
+    pub hold: Arc<Hold>,
     provider: RwLock<Arc<dyn Provider>>,
     host_ip: RwLock<IpAddr>,
     reachable: AtomicBool,
+    paused: AtomicBool,
     /// The provider's pods have been compared with the cluster's once, so that "not there" is knowledge.
     adopted: AtomicBool,
+    /// A watch of its own has brought all its pods.
+    seen: AtomicBool,
     pub removed: AtomicBool,
     pub calls: Arc<Semaphore>,
     /// Pods that wait for one of `calls`.
@@ -40,10 +46,13 @@ impl NodeState {
         Self {
             name: handle.name,
             uid: handle.uid,
+            hold: handle.hold,
             provider: RwLock::new(handle.provider),
             host_ip: RwLock::new(handle.host_ip),
             reachable: AtomicBool::new(true),
+            paused: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
+            seen: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(calls.max(1))),
             parked: Mutex::default(),
@@ -92,6 +101,16 @@ impl NodeState {
         self.reachable.swap(reachable, Ordering::AcqRel) != reachable
     }
 
+    /// True when that is new.
+    pub fn set_paused(&self, paused: bool) -> bool {
+        self.paused.swap(paused, Ordering::AcqRel) != paused
+    }
+
+    /// Whether anything may be done for the node at this moment.
+    pub fn may_act(&self) -> bool {
+        self.hold.is_valid() && !self.paused.load(Ordering::Acquire) && self.reachable() && !self.removed()
+    }
+
     pub fn adopted(&self) -> bool {
         self.adopted.load(Ordering::Acquire)
     }
@@ -99,6 +118,15 @@ impl NodeState {
     /// True when it was not before.
     pub fn set_adopted(&self) -> bool {
         !self.adopted.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn seen(&self) -> bool {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// True when it was not before.
+    pub fn set_seen(&self) -> bool {
+        !self.seen.swap(true, Ordering::AcqRel)
     }
 
     pub fn removed(&self) -> bool {

@@ -10,8 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::Api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::GetParams;
+use kube::core::{PartialObjectMeta, Request, Resource};
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+use crate::cluster::identity::NodeClient;
 
 const KEPT_FOR: Duration = Duration::from_secs(5);
 /// How long "there is none" holds: what appears is found within this and the time between two tries.
@@ -45,9 +50,11 @@ impl Kind {
     }
 }
 
-/// Names one object.
+/// Names one object, and who asks for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ObjectKey {
+    /// The node in whose name it is read; `None` is the operator. What one node may read is not given to another.
+    pub speaker: Option<Arc<str>>,
     pub kind: Kind,
     pub namespace: String,
     pub name: String,
@@ -64,7 +71,7 @@ pub(crate) struct Object {
 
 /// Reads ConfigMaps and Secrets.
 pub(crate) struct ObjectCache {
-    client: kube::Client,
+    client: NodeClient,
     kept: moka::future::Cache<ObjectKey, (Instant, Arc<Object>)>,
     missed: moka::future::Cache<ObjectKey, Instant>,
 }
@@ -77,7 +84,7 @@ enum Lack {
 }
 
 impl ObjectCache {
-    pub fn new(client: kube::Client) -> Self {
+    pub fn new(client: NodeClient) -> Self {
         let weigh = |key: &ObjectKey, (_, object): &(Instant, Arc<Object>)| {
             let bytes: usize = object.data.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
             u32::try_from(bytes + key.namespace.len() + key.name.len() + 256).unwrap_or(u32::MAX)
@@ -118,17 +125,10 @@ impl ObjectCache {
 
     /// The version that the object has now, without its data; `None` when there is no such object.
     pub async fn version(&self, key: &ObjectKey) -> Result<Option<String>, String> {
-        let namespace = &key.namespace;
         let meta = async {
             match key.kind {
-                Kind::ConfigMap => {
-                    let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-                    api.get_metadata_opt(&key.name).await.map(|m| m.map(|m| m.metadata))
-                }
-                Kind::Secret => {
-                    let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-                    api.get_metadata_opt(&key.name).await.map(|m| m.map(|m| m.metadata))
-                }
+                Kind::ConfigMap => self.fetch_metadata::<ConfigMap>(key).await,
+                Kind::Secret => self.fetch_metadata::<Secret>(key).await,
             }
         };
         match tokio::time::timeout(DEADLINE, meta).await {
@@ -145,28 +145,45 @@ impl ObjectCache {
     }
 
     async fn read(&self, key: &ObjectKey) -> kube::Result<Option<Object>> {
-        let (namespace, name) = (&key.namespace, &key.name);
         Ok(match key.kind {
-            Kind::ConfigMap => {
-                let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-                api.get_opt(name).await?.map(|object| {
-                    let text = object.data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v)));
-                    let binary = object.binary_data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v.0)));
-                    Object {
-                        version: object.metadata.resource_version.unwrap_or_default(),
-                        immutable: object.immutable.unwrap_or_default(),
-                        data: text.chain(binary).collect(),
-                    }
-                })
-            }
-            Kind::Secret => {
-                let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-                api.get_opt(name).await?.map(|object| Object {
+            Kind::ConfigMap => self.fetch::<ConfigMap>(key).await?.map(|object| {
+                let text = object.data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v)));
+                let binary = object.binary_data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v.0)));
+                Object {
                     version: object.metadata.resource_version.unwrap_or_default(),
                     immutable: object.immutable.unwrap_or_default(),
-                    data: object.data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v.0))).collect(),
-                })
-            }
+                    data: text.chain(binary).collect(),
+                }
+            }),
+            Kind::Secret => self.fetch::<Secret>(key).await?.map(|object| Object {
+                version: object.metadata.resource_version.unwrap_or_default(),
+                immutable: object.immutable.unwrap_or_default(),
+                data: object.data.unwrap_or_default().into_iter().map(|(k, v)| (k, Bytes::from(v.0))).collect(),
+            }),
         })
+    }
+
+    async fn fetch<K: Resource<DynamicType = ()> + DeserializeOwned>(
+        &self,
+        key: &ObjectKey,
+    ) -> kube::Result<Option<K>> {
+        let request = Request::new(K::url_path(&(), Some(&key.namespace)));
+        let request = request.get(&key.name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        found(self.client.request(key.speaker.as_deref(), request).await)
+    }
+
+    async fn fetch_metadata<K: Resource<DynamicType = ()>>(&self, key: &ObjectKey) -> kube::Result<Option<ObjectMeta>> {
+        let request = Request::new(K::url_path(&(), Some(&key.namespace)));
+        let request = request.get_metadata(&key.name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        let meta: kube::Result<PartialObjectMeta> = self.client.request(key.speaker.as_deref(), request).await;
+        Ok(found(meta)?.map(|m| m.metadata))
+    }
+}
+
+fn found<T>(answer: kube::Result<T>) -> kube::Result<Option<T>> {
+    match answer {
+        Ok(object) => Ok(Some(object)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -14,18 +14,19 @@ use super::facts::NodeFacts;
 use super::objects::{Kind, Object, ObjectCache, ObjectKey};
 use super::services::Services;
 use super::volumes::tokens::Tokens;
+use crate::cluster::identity::NodeClient;
 use crate::provider::{Capabilities, ResolvedPod};
 
 /// What all pods are resolved from.
 pub(crate) struct Sources {
-    pub client: kube::Client,
+    pub client: NodeClient,
     pub objects: ObjectCache,
     pub services: Services,
     pub tokens: Tokens,
 }
 
 impl Sources {
-    pub fn new(client: kube::Client) -> Self {
+    pub fn new(client: NodeClient) -> Self {
         Self {
             objects: ObjectCache::new(client.clone()),
             services: Services::default(),
@@ -50,6 +51,8 @@ pub(crate) struct Gathered {
     pub used: BTreeMap<ObjectKey, Option<String>>,
     /// When a token has to be renewed.
     pub renew_at: Option<Instant>,
+    /// Something could not be asked for, which does not mean that it is missing.
+    pub silence: bool,
 }
 
 /// Why a pod cannot be given to its provider yet.
@@ -81,6 +84,8 @@ impl Obstacle {
 pub(crate) struct Resolver<'a> {
     pub sources: &'a Sources,
     pub pod: &'a Arc<Pod>,
+    /// The node that the pod is bound to.
+    pub node: &'a Arc<str>,
     pub host_ip: IpAddr,
     pub facts: &'a NodeFacts,
     pub capabilities: Capabilities,
@@ -94,12 +99,12 @@ impl Resolver<'_> {
         if !failed.is_empty() {
             return (Err(Obstacle::Volumes(failed)), gathered);
         }
-        let (containers, failed) = self.containers(&mut gathered).await;
-        if !failed.is_empty() {
-            return (Err(Obstacle::Containers(failed)), gathered);
+        let (containers, unresolved) = self.containers(&mut gathered).await;
+        if !unresolved.is_empty() && (gathered.silence || !self.capabilities.starts_apart) {
+            return (Err(Obstacle::Containers(unresolved)), gathered);
         }
         let pull_secrets = self.pull_secrets(&mut gathered).await;
-        (Ok(ResolvedPod { pod: self.pod.clone(), containers, volumes, pull_secrets }), gathered)
+        (Ok(ResolvedPod { pod: self.pod.clone(), containers, volumes, unresolved, pull_secrets }), gathered)
     }
 
     pub(super) fn namespace(&self) -> &str {
@@ -113,8 +118,11 @@ impl Resolver<'_> {
         name: &str,
         gathered: &mut Gathered,
     ) -> Result<Option<Arc<Object>>, String> {
-        let key = ObjectKey { kind, namespace: self.namespace().to_owned(), name: name.to_owned() };
-        let found = self.sources.objects.get(&key).await?;
+        let speaker = self.sources.client.speaker(self.node);
+        let key = ObjectKey { speaker, kind, namespace: self.namespace().to_owned(), name: name.to_owned() };
+        let found = self.sources.objects.get(&key).await;
+        gathered.silence |= found.is_err();
+        let found = found?;
         if !found.as_ref().is_some_and(|o| o.immutable) {
             gathered.used.insert(key, found.as_ref().map(|o| o.version.clone()));
         }

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::admission;
 use super::adopt::retry;
@@ -118,7 +119,11 @@ impl PodController {
                 Key::Node(_) => self.compare(&node, &mut place).await,
                 Key::Stray(_, pod) => self.clear_stray(&node, pod, &mut place).await,
                 Key::Pod(uid) => match self.cache.entry(uid) {
-                    Some(entry) => self.reconcile(&entry, &mut place).await,
+                    Some(entry) => {
+                        let pod = || guard(&entry.record).reference.clone();
+                        let span = tracing::info_span!("reconcile pod", node = %node.name, pod = %pod(), %uid);
+                        self.reconcile(&entry, &mut place).instrument(span).await
+                    }
                     None => Outcome::Done,
                 },
             }
@@ -193,7 +198,7 @@ impl PodController {
         let node = &entry.node;
         for _ in 0..MAX_STEPS {
             // Until then nothing is known; afterwards every pod of the node is queued.
-            if !node.adopted() || !node.reachable() || node.removed() {
+            if !node.adopted() || !node.may_act() {
                 return Outcome::Done;
             }
             let provider = node.provider();
@@ -239,7 +244,7 @@ pub(super) type Next = std::result::Result<(), Outcome>;
 
 fn observed(record: &Record, pod: &Pod, volatile: bool, facts: &NodeFacts) -> Observed {
     let meta = &pod.metadata;
-    let written = record.written.as_ref().map(|(_, status)| status);
+    let written = record.written.as_ref().map(|written| &written.1);
     let status = written.or(pod.status.as_ref());
     let mut grace = Duration::from_secs(
         u64::try_from(meta.deletion_grace_period_seconds.unwrap_or(DEFAULT_GRACE)).unwrap_or_default(),
@@ -258,7 +263,7 @@ fn observed(record: &Record, pod: &Pod, volatile: bool, facts: &NodeFacts) -> Ob
         at_provider: record.at_provider,
         volatile,
         seen: record.seen,
-        terminated: record.observation.as_ref().is_some_and(|o| o.is_terminated()),
+        terminated: record.observation.as_ref().is_some_and(|o| o.terminated()),
         observed: record.observation.is_some(),
         // The time that is left only shrinks, so a later time is a shorter grace period asked for since.
         stop_asked: !overdue && record.stop_by.is_some_and(|by| by <= now + grace),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::fake_api::FakeApi;
 use super::test_world::{Faulty, World, delete, pod};
+use super::{PodConfig, PodWatch};
 use crate::api::{MockConfig, ProviderSpec};
 use crate::provider::{PodObservation, Provider, ProviderContext, ResolvedPod};
 
@@ -28,11 +30,21 @@ async fn a_bound_pod_runs_with_one_write_and_nothing_is_written_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_of_a_node_that_was_let_go_before_they_were_listed_are_found_when_it_is_back() {
+    let w = World::new();
+    w.api.put(pod("a", "u1", "n1"));
+    w.settle().await;
+    w.add_mock("n1", MockConfig::default());
+    w.pods.release_node("n1");
+    w.add_mock("n1", MockConfig::default());
+    w.until_phase("a", "Running").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn deletion_honours_the_grace_period_and_waits_for_the_containers() {
     let w = World::new();
     let provider = w.add_mock("n1", MockConfig { stop_latency_ms: Some(60_000), ..Default::default() });
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     let begin = tokio::time::Instant::now();
     w.api.edit("a", |p| delete(p, 20));
     w.until("the pod is gone", |api| api.pod("a").is_none()).await;
@@ -60,8 +72,7 @@ async fn a_pod_deleted_before_it_started_is_gone_at_once() {
 async fn a_force_deleted_pod_is_removed_from_the_provider() {
     let w = World::new();
     let provider = w.add_mock("n1", MockConfig { stop_latency_ms: Some(60_000), ..Default::default() });
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     w.api.remove("a");
     w.settle().await;
     assert!(provider.list_pods().await.unwrap().is_empty());
@@ -73,10 +84,8 @@ async fn a_pod_that_vanished_while_the_watch_was_cut_off_is_removed() {
     for expired in [false, true] {
         let w = World::new();
         let provider = w.add_mock("n1", MockConfig::default());
-        w.api.put(pod("a", "u1", "n1"));
-        w.api.put(pod("b", "u2", "n1"));
-        w.until_phase("a", "Running").await;
-        w.until_phase("b", "Running").await;
+        w.run("a", "u1", "n1").await;
+        w.run("b", "u2", "n1").await;
         w.api.remove_unseen("a");
         w.api.cut_watches(expired);
         tokio::time::sleep(Duration::from_secs(400)).await;
@@ -84,8 +93,7 @@ async fn a_pod_that_vanished_while_the_watch_was_cut_off_is_removed() {
         if expired {
             assert_eq!(left, [Arc::from("b")]);
         }
-        w.api.put(pod("c", "u3", "n1"));
-        w.until_phase("c", "Running").await;
+        w.run("c", "u3", "n1").await;
     }
 }
 
@@ -154,8 +162,7 @@ async fn terminal_pods_are_never_created_again() {
 async fn a_pod_that_the_provider_lost_has_failed() {
     let w = World::new();
     let provider = w.add_mock("n1", MockConfig::default());
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     let reference = provider.list_pods().await.unwrap().remove(0).pod;
     provider.remove_pod(&reference).await.unwrap();
     w.until_phase("a", "Failed").await;
@@ -194,8 +201,7 @@ async fn a_panic_in_a_provider_counts_as_an_outage() {
     let provider = Faulty::around(w.mock("n1", MockConfig::default()));
     provider.panic.store(1, SeqCst);
     w.add("n1", provider.clone());
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     assert_eq!(provider.creates.load(SeqCst), 2);
 }
 
@@ -268,11 +274,9 @@ async fn a_missing_secret_holds_the_pod_back_until_it_is_there() {
 async fn a_pod_of_the_same_name_is_another_pod() {
     let w = World::new();
     let provider = w.add_mock("n1", MockConfig::default());
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     w.api.remove("a");
-    w.api.put(pod("a", "u2", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u2", "n1").await;
     w.settle().await;
     let uids: Vec<_> = provider.list_pods().await.unwrap().into_iter().map(|o| o.pod.uid).collect();
     assert_eq!(uids, [Arc::from("u2")]);
@@ -280,9 +284,10 @@ async fn a_pod_of_the_same_name_is_another_pod() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_added_late_finds_the_pods_that_were_dropped() {
-    let w = World::new();
+    let config = PodConfig { watch: PodWatch::Shared, ..PodConfig::default() };
+    let w = World::configured(FakeApi::default(), config);
     w.api.put(pod("a", "u1", "late"));
-    w.pods.wait_synced().await;
+    w.pods.wait_known("late").await;
     w.settle().await;
     w.add_mock("late", MockConfig::default());
     w.until_phase("a", "Running").await;
@@ -292,8 +297,7 @@ async fn a_node_added_late_finds_the_pods_that_were_dropped() {
 async fn removing_a_node_clears_its_provider_and_honours_the_deadline() {
     let w = World::new();
     let provider = w.add_mock("n1", MockConfig::default());
-    w.api.put(pod("a", "u1", "n1"));
-    w.until_phase("a", "Running").await;
+    w.run("a", "u1", "n1").await;
     assert_eq!(w.pods.remove_node("n1", Duration::from_secs(5)).await, 0);
     assert!(provider.list_pods().await.unwrap().is_empty());
     assert!(w.api.pod("a").is_some(), "what the API server has is not touched");
@@ -351,6 +355,7 @@ async fn a_provider_that_does_not_notify_is_polled() {
         node_uid: "uid-of-n1".into(),
         notifier: Arc::new(Silence),
         credentials: None,
+        epoch: 0,
     };
     let config = MockConfig { start_latency_ms: Some(12_000), stop_latency_ms: Some(3_000), ..Default::default() };
     let inner = w.registry.build(&ProviderSpec::mock(config), context).unwrap();

@@ -10,10 +10,11 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Config, Event};
 use tokio::sync::watch as watch_channel;
 use tokio_util::sync::CancellationToken;
+
+use crate::cluster::watch::watch;
 
 /// How long a pod waits for the services to be known when the process has just started.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,9 +42,7 @@ pub(crate) struct Services {
 impl Services {
     /// Follows the Services until `shutdown`.
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) {
-        let stream = watcher::watcher(Api::<Service>::all(client), Config::default().page_size(500))
-            .backoff(crate::cluster::watch::WatchBackoff::default());
-        let mut stream = std::pin::pin!(stream);
+        let mut stream = std::pin::pin!(watch(Api::<Service>::all(client), Config::default().page_size(500)));
         let mut listed = ByNamespace::new();
         while let Some(Some(next)) = shutdown.run_until_cancelled(stream.next()).await {
             match next {

@@ -15,9 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::quantity::nano;
 use crate::provider::PodObservation;
-
-/// Exit code of a container of which only is known that it is no more.
-const LOST: i32 = 137;
+use crate::provider::lost::lose;
 
 const RESIZE_PENDING: &str = "PodResizePending";
 
@@ -154,7 +152,9 @@ fn observed(s: &Situation<'_>, o: &PodObservation, new: &mut PodStatus) {
         let list = |all: &Vec<ContainerStatus>| (!all.is_empty()).then(|| all.clone());
         new.container_statuses = list(&o.containers).or(new.container_statuses.take());
         new.init_container_statuses = list(&o.init_containers).or(new.init_container_statuses.take());
+        new.ephemeral_container_statuses = list(&o.ephemeral_containers).or(new.ephemeral_container_statuses.take());
     }
+    resources(s, new);
     new.start_time = new.start_time.take().or_else(|| o.start_time.map(Time));
     hosts(new, o.host_ip.unwrap_or(s.host_ip));
     if let Some(first) = o.pod_ips.first() {
@@ -165,6 +165,26 @@ fn observed(s: &Situation<'_>, o: &PodObservation, new: &mut PodStatus) {
         new.phase = Some(phase(s.pod, o).to_owned());
         new.reason = o.reason.clone();
         new.message = o.message.clone();
+    }
+}
+
+/// What each container was given, from its spec; while a resize is refused, what it was given before. KEP-1287.
+fn resources(s: &Situation<'_>, new: &mut PodStatus) {
+    let Some(spec) = &s.pod.spec else { return };
+    let wanted = |name: &str| {
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.into_iter().find(|c| c.name == name).and_then(|c| c.resources.as_ref())
+    };
+    let statuses = new.container_statuses.iter_mut().chain(&mut new.init_container_statuses).flatten();
+    for status in statuses.filter(|status| status.resources.is_none()) {
+        let before = found(s.base, &status.name).filter(|_| s.resize == Resize::Refused);
+        if let Some(before) = before.filter(|b| b.resources.is_some()) {
+            status.resources.clone_from(&before.resources);
+            status.allocated_resources.clone_from(&before.allocated_resources);
+        } else if let Some(wanted) = wanted(&status.name).filter(|r| r.requests.is_some() || r.limits.is_some()) {
+            status.allocated_resources.clone_from(&wanted.requests);
+            status.resources = Some(wanted.clone());
+        }
     }
 }
 
@@ -201,24 +221,7 @@ fn waiting(c: &Container, base: &PodStatus, reason: &str, message: &str) -> Cont
 
 fn lost(c: &Container, base: &PodStatus, now: Timestamp) -> ContainerStatus {
     let mut status = found(base, &c.name).cloned().unwrap_or_else(|| waiting(c, base, "", ""));
-    let state = status.state.take().unwrap_or_default();
-    status.ready = false;
-    status.started = Some(false);
-    status.state = Some(match state {
-        ContainerState { terminated: Some(_), .. } => state,
-        ContainerState { running, .. } => ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                container_id: status.container_id.clone(),
-                exit_code: LOST,
-                reason: Some("NotFound".into()),
-                message: Some("the provider no longer has this container".into()),
-                started_at: running.and_then(|r| r.started_at),
-                finished_at: Some(Time(now)),
-                ..ContainerStateTerminated::default()
-            }),
-            ..ContainerState::default()
-        },
-    });
+    lose(&mut status, "NotFound", "the provider no longer has this container", now);
     status
 }
 
@@ -247,7 +250,7 @@ pub fn phase(pod: &Pod, o: &PodObservation) -> &'static str {
     }
     let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
     let deleting = pod.metadata.deletion_timestamp.is_some();
-    let (mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0);
+    let (mut running, mut waiting, mut stopped, mut succeeded, mut restarting) = (0, 0, 0, 0, 0);
     for c in &o.containers {
         let state = c.state.as_ref();
         if state.is_some_and(|s| s.running.is_some()) {
@@ -257,6 +260,7 @@ pub fn phase(pod: &Pod, o: &PodObservation) -> &'static str {
             succeeded += usize::from(end.exit_code == 0);
         } else if c.last_state.as_ref().is_some_and(|s| s.terminated.is_some()) {
             stopped += 1;
+            restarting += 1;
         } else {
             waiting += 1;
         }
@@ -283,6 +287,8 @@ pub fn phase(pod: &Pod, o: &PodObservation) -> &'static str {
         (1.., _, _) => "Running",
         (0, 0, _) => "Pending",
         (0, _, "Always") => "Running",
+        // By a rule of its own, whatever the pod's policy. KEP-5307.
+        _ if restarting > 0 => "Running",
         _ if stopped == succeeded => "Succeeded",
         (0, _, "Never") => "Failed",
         _ => "Running",
@@ -410,7 +416,8 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
                     .filter(left)
                     .map(|c| json!({"type": c["type"], "$patch": "delete"}))
                     .collect();
-                let changed: Vec<Value> = now.into_iter().filter(|c| !same(c)).chain(dropped).collect();
+                let changed = now.into_iter().filter(|c| !same(c)).map(|c| with_nulls(c, &before));
+                let changed: Vec<Value> = changed.chain(dropped).collect();
                 if changed.is_empty() {
                     continue;
                 }
@@ -427,6 +434,17 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
     }
     changes.extend(old.into_iter().map(|(name, _)| (name, Value::Null)));
     (!changes.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changes}))
+}
+
+/// A condition is merged into the one of its type, so fields that it has no more have to be said to be gone.
+fn with_nulls(mut condition: Value, before: &Value) -> Value {
+    let before = before.as_array().into_iter().flatten().find(|b| b["type"] == condition["type"]);
+    if let (Some(Value::Object(before)), Value::Object(now)) = (before, &mut condition) {
+        for name in before.keys() {
+            now.entry(name.clone()).or_insert(Value::Null);
+        }
+    }
+    condition
 }
 
 #[cfg(test)]

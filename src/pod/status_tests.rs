@@ -46,6 +46,7 @@ fn observation(pod: &Pod, inits: &str, mains: &str) -> PodObservation {
         host_ip: None,
         init_containers: all(spec.init_containers.as_deref().unwrap_or_default(), inits),
         containers: all(&spec.containers, mains),
+        ephemeral_containers: Vec::new(),
         reason: None,
         message: None,
     }
@@ -262,4 +263,20 @@ fn a_refused_resize_is_a_condition_that_goes_away() {
     assert!(!pending(&back));
     let patch = patch("u", &refused, &back).unwrap();
     assert_eq!(patch["status"]["conditions"], json!([{"type": "PodResizePending", "$patch": "delete"}]));
+}
+
+#[test]
+fn a_condition_that_holds_again_loses_the_reason_why_it_did_not() {
+    let with = |condition: serde_json::Value| -> PodStatus {
+        serde_json::from_value(json!({"conditions": [condition]})).unwrap()
+    };
+    let before = with(json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"}));
+    let now = with(json!({"type": "Ready", "status": "True"}));
+    let patch = patch("u", &before, &now).unwrap();
+    let condition = &patch["status"]["conditions"][0];
+    assert_eq!(condition["status"], "True");
+    for field in ["reason", "message"] {
+        assert!(condition.as_object().unwrap().get(field).is_some_and(serde_json::Value::is_null), "{condition}");
+    }
+    assert!(!condition.as_object().unwrap().contains_key("observedGeneration"), "what never was is not spoken of");
 }

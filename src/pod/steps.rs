@@ -59,7 +59,8 @@ impl PodController {
     ) -> (Result<ResolvedPod, Obstacle>, Gathered) {
         let node = &entry.node;
         let facts = node.facts();
-        let resolver = Resolver { sources: &self.sources, pod, host_ip: node.host_ip(), facts: &facts, capabilities };
+        let (sources, host_ip) = (&*self.sources, node.host_ip());
+        let resolver = Resolver { sources, pod, node: &node.name, host_ip, facts: &facts, capabilities };
         resolver.resolve().await
     }
 
@@ -197,7 +198,9 @@ impl PodController {
             record.reference.uid.clone()
         };
         if capabilities.volume_files == VolumeFiles::Live {
-            self.feed.follow(&uid, gathered.used, gathered.renew_at);
+            let look = (!resolved.unresolved.is_empty()).then(|| Instant::now() + LOOK_AGAIN);
+            let again = gathered.renew_at.into_iter().chain(look).min();
+            self.feed.follow(&uid, gathered.used, again);
         } else {
             self.feed.forget(&uid);
         }
@@ -365,6 +368,7 @@ impl PodController {
 /// What of a resolved pod may change while it runs, in short.
 fn given(resolved: &ResolvedPod) -> Given {
     let mut hasher = DefaultHasher::new();
+    resolved.unresolved.hash(&mut hasher);
     for (name, container) in &resolved.containers {
         name.hash(&mut hasher);
         for var in &container.env {

@@ -20,7 +20,7 @@ impl PodController {
     pub(super) async fn write(&self, entry: &Entry, pod: &Pod) -> Outcome {
         let (observation, refused, trouble, stop_by) = {
             let record = guard(&entry.record);
-            (record.observation.clone(), record.refused.clone(), record.trouble.clone(), record.stop_by)
+            (record.observed(), record.refused.clone(), record.trouble.clone(), record.stop_by)
         };
         let outcome = match (&observation, &refused, &trouble) {
             (_, Some((reason, message)), _) => self.write_story(entry, pod, Story::Refused(reason, message)).await,
@@ -48,7 +48,7 @@ impl PodController {
         let host_ip = entry.node.host_ip();
         let (reference, base, resize) = {
             let record = guard(&entry.record);
-            (record.reference.clone(), record.status(), record.resize)
+            (record.reference.clone(), record.status(pod), record.resize)
         };
         let new = status::status(&Situation { pod, base: &base, story, host_ip, now: Timestamp::now(), resize });
         let Some(patch) = status::patch(&reference.uid, &base, &new) else { return Outcome::Done };
@@ -66,7 +66,7 @@ impl PodController {
                 let mut record = guard(&entry.record);
                 // The watch may have been faster.
                 if version == 0 || record.pod.version() < version {
-                    record.written = Some((version, new));
+                    record.written = Some(Box::new((version, new)));
                 }
                 Outcome::Done
             }
@@ -92,7 +92,7 @@ impl PodController {
     }
 
     pub(super) async fn finish(&self, entry: &Entry, pod: &Pod) -> Next {
-        let observation = guard(&entry.record).observation.clone();
+        let observation = guard(&entry.record).observed();
         let story = observation.as_ref().map_or(Story::Vanished, Story::Observed);
         match self.write_story(entry, pod, story).await {
             Outcome::Done => self.delete(entry).await,
@@ -176,6 +176,11 @@ impl PodController {
         if !self.events.is_idle() || self.queue.len() > self.config.workers {
             return;
         }
+        if let (Some(reason @ "DeadlineExceeded"), Some(message)) = (new.reason.as_deref(), &new.message)
+            && old.reason.as_deref() != Some(reason)
+        {
+            self.tell(pod, false, reason, message.clone());
+        }
         let before = |name: &str| old.container_statuses.iter().flatten().find(|c| c.name == name);
         for now in new.container_statuses.iter().flatten() {
             let Some(state) = &now.state else { continue };
@@ -185,7 +190,9 @@ impl PodController {
                 self.tell(pod, false, "Started", format!("Started container {}", now.name));
             }
             if state.waiting.as_ref().is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff")) {
-                let message = format!("Back-off restarting failed container {} in pod {}", now.name, PodRef::of(pod));
+                let of = PodRef::of(pod);
+                let of = format!("{}_{}({})", of.name, of.namespace, of.uid);
+                let message = format!("Back-off restarting failed container {} in pod {of}", now.name);
                 self.tell(pod, true, "BackOff", message);
             }
         }

@@ -105,7 +105,9 @@ fn of_pod(spec: &PodSpec, asked: &mut Asked) {
     asked.wants(spec.host_aliases.as_ref().is_some_and(|a| !a.is_empty()), F::HostAliases, path("hostAliases"));
     asked.wants(spec.dns_config.is_some(), F::DnsConfig, path("dnsConfig"));
     asked.wants(spec.dns_policy.as_deref().is_some_and(|p| p != "ClusterFirst"), F::DnsConfig, path("dnsPolicy"));
-    asked.wants(set(&spec.runtime_class_name), F::RuntimeClass, path("runtimeClassName"));
+    // The class by which a pod opts in to virtual nodes asks the provider for nothing.
+    let class = spec.runtime_class_name.as_deref().filter(|c| *c != "vnode");
+    asked.wants(class.is_some_and(|c| !c.is_empty()), F::RuntimeClass, path("runtimeClassName"));
     asked.needs(
         spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()),
         F::ResourceClaims,

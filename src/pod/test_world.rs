@@ -30,7 +30,11 @@ impl World {
 
     /// A process that starts against an API server that is there.
     pub fn with(api: FakeApi) -> Self {
-        let pods = PodController::new(api.client(), PodConfig::default());
+        Self::configured(api, PodConfig::default())
+    }
+
+    pub fn configured(api: FakeApi, config: PodConfig) -> Self {
+        let pods = PodController::new(api.client(), config);
         let stop = CancellationToken::new();
         tokio::spawn(pods.clone().run(stop.clone()));
         Self { api, registry: Registry::default(), pods, _stop: stop.drop_guard() }
@@ -43,6 +47,7 @@ impl World {
             node,
             node_uid: format!("uid-of-{name}").into(),
             credentials: None,
+            epoch: 0,
         };
         self.registry.build(&ProviderSpec::mock(config), context).unwrap()
     }
@@ -58,6 +63,7 @@ impl World {
             provider,
             host_ip: "192.0.2.1".parse().unwrap(),
             facts: Arc::new(facts),
+            hold: crate::cluster::fence::Hold::always(),
         });
     }
 
@@ -65,6 +71,12 @@ impl World {
         let provider = self.mock(name, config);
         self.add(name, provider.clone());
         provider
+    }
+
+    /// Makes a pod and waits until it runs.
+    pub async fn run(&self, name: &str, uid: &str, node: &str) {
+        self.api.put(pod(name, uid, node));
+        self.until_phase(name, "Running").await;
     }
 
     pub async fn until(&self, what: &str, holds: impl Fn(&FakeApi) -> bool) {

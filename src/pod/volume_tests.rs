@@ -10,18 +10,8 @@ use super::test_world::{Faulty, World, pod};
 use crate::api::MockConfig;
 use crate::provider::{Capabilities, PodFeatures, ResolvedPod, ResolvedVolume, VolumeFile, VolumeFiles};
 
-const LIVE: Capabilities = Capabilities {
-    logs: false,
-    exec: false,
-    attach: false,
-    port_forward: false,
-    stats: false,
-    notifies: true,
-    events: false,
-    volatile: false,
-    volume_files: VolumeFiles::Live,
-    pod: PodFeatures::ALL,
-};
+const LIVE: Capabilities =
+    Capabilities { notifies: true, volume_files: VolumeFiles::Live, ..Capabilities::serving_all(PodFeatures::ALL) };
 
 fn live(w: &World) -> Arc<Faulty> {
     let provider = Faulty::able(w.mock("n1", MockConfig::default()), LIVE);

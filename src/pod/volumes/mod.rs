@@ -234,13 +234,17 @@ impl Resolver<'_> {
                 self.downward_files(s.items.as_deref().unwrap_or_default(), mode, files)?;
             } else if let Some(s) = &source.service_account_token {
                 if self.wants_content() && self.capabilities.pod.has(PodFeature::ServiceAccountTokens) {
-                    let token = self.sources.tokens.get(self.pod, s.audience.as_deref(), s.expiration_seconds).await?;
+                    let token = self
+                        .sources
+                        .tokens
+                        .get(self.node, self.pod, s.audience.as_deref(), s.expiration_seconds)
+                        .await?;
                     gathered.renew_at = Some(gathered.renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
                     files.put(&s.path, token.text.clone(), private, s.user.or(owner), true)?;
                 }
             } else if let Some(s) = &source.cluster_trust_bundle {
                 if self.wants_content() {
-                    let pem = trust::bundle(&self.sources.client, s).await?;
+                    let pem = trust::bundle(self.sources.client.client(), s).await?;
                     files.put(&s.path, Bytes::from(pem), mode, s.user, false)?;
                     // Nobody tells of a change of these; they change with a CA.
                     let again = tokio::time::Instant::now() + trust::REFRESH;

@@ -4,17 +4,19 @@
 //! request. It is renewed when a fifth of its time is left or it is a day old. Kubernetes: `pkg/kubelet/token`.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::Api;
 use kube::api::PostParams;
+use kube::core::{Request, Resource as _};
 use rand::Rng as _;
 use tokio::time::Instant;
+
+use crate::cluster::identity::NodeClient;
 
 /// Kubernetes' default for `expirationSeconds`.
 const DEFAULT_SECONDS: i64 = 3600;
@@ -36,18 +38,24 @@ type Kept = (String, i64, Token);
 
 /// The tokens of all pods.
 pub(crate) struct Tokens {
-    client: kube::Client,
+    client: NodeClient,
     /// By the pod's uid.
     kept: Mutex<HashMap<String, Vec<Kept>>>,
 }
 
 impl Tokens {
-    pub fn new(client: kube::Client) -> Self {
+    pub fn new(client: NodeClient) -> Self {
         Self { client, kept: Mutex::default() }
     }
 
     /// A token of the pod's service account that is good for a while.
-    pub async fn get(&self, pod: &Pod, audience: Option<&str>, seconds: Option<i64>) -> Result<Token, String> {
+    pub async fn get(
+        &self,
+        node: &Arc<str>,
+        pod: &Pod,
+        audience: Option<&str>,
+        seconds: Option<i64>,
+    ) -> Result<Token, String> {
         let (audience, seconds) = (audience.unwrap_or_default(), seconds.unwrap_or(DEFAULT_SECONDS));
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let old = self.kept(uid, audience, seconds);
@@ -55,7 +63,7 @@ impl Tokens {
         if let Some(token) = old.as_ref().filter(|t| now < t.renew_at) {
             return Ok(token.clone());
         }
-        match self.request(pod, audience, seconds).await {
+        match self.request(node, pod, audience, seconds).await {
             Ok(token) => {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 let tokens = kept.entry(uid.to_owned()).or_default();
@@ -81,7 +89,7 @@ impl Tokens {
         kept.get(uid)?.iter().find(|(a, s, _)| (a.as_str(), *s) == (audience, seconds)).map(|(.., t)| t.clone())
     }
 
-    async fn request(&self, pod: &Pod, audience: &str, seconds: i64) -> Result<Token, String> {
+    async fn request(&self, node: &Arc<str>, pod: &Pod, audience: &str, seconds: i64) -> Result<Token, String> {
         let meta = &pod.metadata;
         let account = pod.spec.as_ref().and_then(|s| s.service_account_name.clone());
         let account = account.filter(|a| !a.is_empty()).unwrap_or_else(|| "default".into());
@@ -99,10 +107,12 @@ impl Tokens {
             }),
             ..TokenRequest::default()
         };
-        let api: Api<ServiceAccount> =
-            Api::namespaced(self.client.clone(), meta.namespace.as_deref().unwrap_or_default());
-        let params = PostParams::default();
-        let asked = api.create_token_request(&account, &params, &request);
+        let body = serde_json::to_vec(&request).map_err(|e| e.to_string())?;
+        let request = Request::new(ServiceAccount::url_path(&(), meta.namespace.as_deref()))
+            .create_subresource("token", &account, &PostParams::default(), body)
+            .map_err(|e| e.to_string())?;
+        let speaker = self.client.speaker(node);
+        let asked = self.client.request::<TokenRequest>(speaker.as_deref(), request);
         let answer = match tokio::time::timeout(DEADLINE, asked).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(kube::Error::Api(status))) => return Err(status.message),
