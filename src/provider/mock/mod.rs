@@ -35,7 +35,7 @@ use super::registry::Factory;
 use super::{
     Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeature,
     PodFeatures, PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result,
-    SessionIo, Usage, VolumeFiles,
+    SessionIo, Usage,
 };
 use crate::api::{MockConfig, ProviderSpec};
 use engine::{Engine, guard};
@@ -107,17 +107,10 @@ impl Factory for MockFactory {
 }
 
 const CAPABILITIES: Capabilities = Capabilities {
-    logs: true,
-    exec: true,
-    attach: true,
-    port_forward: true,
-    stats: true,
     notifies: true,
-    events: false,
     volatile: true,
-    volume_files: VolumeFiles::Ignored,
     // It runs nothing, so there is nothing that it could not do; but it keeps each pod's environment.
-    pod: PodFeatures::ALL.without(&[PodFeature::ServiceLinks]),
+    ..Capabilities::serving_all(PodFeatures::ALL.without(&[PodFeature::ServiceLinks]))
 };
 
 /// One simulated node.
@@ -223,11 +216,12 @@ impl Provider for MockProvider {
             pod: sim.reference.clone(),
             start_time: Some(sim.start_time),
             containers: sim.containers().filter_map(|c| usage(sim, c, now)).collect(),
+            network: None,
         });
         let pods: Vec<_> = pods.into_iter().filter(|p| !p.containers.is_empty()).collect();
         // Without pods there is no sum, but it is known that nothing is used.
         let idle = Usage { time: now, cpu_nanos: Some(0), cpu_nano_cores: Some(0), memory_working_set: Some(0) };
-        Ok(NodeUsage { node: pods.is_empty().then_some(idle), pods })
+        Ok(NodeUsage { node: pods.is_empty().then_some(idle), pods, ..NodeUsage::default() })
     }
 }
 
@@ -246,6 +240,7 @@ fn usage(pod: &SimPod, container: &SimContainer, now: Timestamp) -> Option<Conta
     Some(ContainerUsage {
         name: container.name.to_string(),
         start_time: Some(since),
+        logs: None,
         usage: Usage {
             time: now,
             cpu_nanos: nanos(cores * (age + SWING * (1.0 - angle.cos()) / pace)),

@@ -29,16 +29,20 @@ pub(super) struct SimNode {
     behaviour: RwLock<Arc<Behaviour>>,
     pods: Mutex<HashMap<Arc<str>, Pod>>,
     attempts: Mutex<HashMap<Arc<str>, u64>>,
+    /// The environment of the latest pod, which the next one often shares.
+    latest: Mutex<Option<Environment>>,
     /// Wakes those who follow logs or are attached.
     pub changed: Notify,
     pub core: Arc<Core>,
 }
 
 struct Pod {
-    sim: SimPod,
-    /// Resolved environment by container, for those that have one.
-    env: Box<[(Box<str>, Vec<EnvVar>)]>,
+    sim: Box<SimPod>,
+    env: Environment,
 }
+
+/// Resolved environment by container, for those that have one. Pods of one workload share it.
+type Environment = Arc<[(Box<str>, Vec<EnvVar>)]>;
 
 impl SimNode {
     pub fn new(name: Arc<str>, behaviour: Behaviour, core: Arc<Core>) -> Self {
@@ -47,6 +51,7 @@ impl SimNode {
             behaviour: RwLock::new(Arc::new(behaviour)),
             pods: Mutex::default(),
             attempts: Mutex::default(),
+            latest: Mutex::default(),
             changed: Notify::new(),
             core,
         }
@@ -95,6 +100,7 @@ impl SimNode {
         sim.advance(now);
         let env = resolved.containers.iter().filter(|(_, c)| !c.env.is_empty());
         let env = env.map(|(name, c)| (name.as_str().into(), c.with_pod_ips(&[ip.into()]).env)).collect();
+        let env = self.shared(env);
         let mut pods = guard(&self.pods);
         if pods.contains_key(&reference.uid) {
             drop(pods);
@@ -103,10 +109,19 @@ impl SimNode {
         }
         self.reschedule(&mut sim);
         let observation = sim.observation();
-        pods.insert(reference.uid, Pod { sim, env });
+        pods.insert(reference.uid, Pod { sim: Box::new(sim), env });
         drop(pods);
         behaviour.notifier.changed(observation);
         Ok(())
+    }
+
+    /// The same environment, in memory once if it is that of the latest pod.
+    fn shared(&self, new: Vec<(Box<str>, Vec<EnvVar>)>) -> Environment {
+        let mut latest = guard(&self.latest);
+        match &*latest {
+            Some(same) if **same == *new => same.clone(),
+            _ => latest.insert(new.into()).clone(),
+        }
     }
 
     fn maybe_fail(&self, pod: &PodRef, settings: &Settings, seed: u64) -> Result<()> {
@@ -194,7 +209,7 @@ impl SimNode {
 
     pub fn env(&self, pod: &PodRef, container: &str) -> BTreeMap<String, String> {
         let pods = guard(&self.pods);
-        let env = pods.get(&pod.uid).into_iter().flat_map(|p| &p.env).filter(|(name, _)| **name == *container);
+        let env = pods.get(&pod.uid).into_iter().flat_map(|p| p.env.iter()).filter(|(name, _)| **name == *container);
         env.flat_map(|(_, env)| env.iter().map(|v| (v.name.clone(), v.value.clone()))).collect()
     }
 

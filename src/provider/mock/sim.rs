@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::settings::{Settings, draw};
+use crate::provider::runtime::machine::plan::{self, ContainerPlan};
 use crate::provider::{PodObservation, PodRef};
 
 /// kubelet forgives earlier crashes after twice the longest back-off.
@@ -23,6 +24,16 @@ enum Restart {
     Always,
     OnFailure,
     Never,
+}
+
+impl From<Restart> for plan::Restart {
+    fn from(restart: Restart) -> Self {
+        match restart {
+            Restart::Always => Self::Always,
+            Restart::OnFailure => Self::OnFailure,
+            Restart::Never => Self::Never,
+        }
+    }
 }
 
 /// How one run of a container ended.
@@ -65,6 +76,10 @@ pub(super) struct SimPod {
     ready_at: Timestamp,
     init: Box<[SimContainer]>,
     main: Box<[SimContainer]>,
+    /// How long it may be active: `activeDeadlineSeconds`.
+    deadline: Option<SignedDuration>,
+    /// It was active for longer.
+    expired: bool,
     /// When the containers end because they were asked to, and when they would have been killed.
     stopping: Option<(Timestamp, Timestamp)>,
     /// Counts scheduled looks, so that a stale one is told.
@@ -248,6 +263,12 @@ impl SimPod {
             _ if restart == Restart::Never => Restart::Never,
             _ => Restart::OnFailure,
         };
+        // It ends with one exit code only, so that its rules come to a policy.
+        let own_restart = |c: &Container| match (&c.restart_policy, &c.restart_policy_rules) {
+            (None, None) => restart,
+            _ if ContainerPlan::of(c, false, restart.into()).restarts_after(settings.exit_code) => Restart::Always,
+            _ => Restart::Never,
+        };
         let init = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
         let main = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
         let latency = settings.jittered(settings.start_latency, draw(seed, b"start", 0));
@@ -256,10 +277,12 @@ impl SimPod {
             start_time: now,
             ready_at: add_ms(now, latency),
             init: init.iter().zip(INIT..).map(|(c, n)| SimContainer::new(c, n, init_restart(c))).collect(),
-            main: main.iter().zip(0..).map(|(c, n)| SimContainer::new(c, n, restart)).collect(),
+            main: main.iter().zip(0..).map(|(c, n)| SimContainer::new(c, n, own_restart(c))).collect(),
             settings,
             seed,
             ip,
+            deadline: spec.and_then(|s| s.active_deadline_seconds).map(SignedDuration::from_secs),
+            expired: false,
             stopping: None,
             timer: 0,
             due: None,
@@ -315,7 +338,17 @@ impl SimPod {
             }
             return !over;
         }
-        if self.ready_at > now || self.is_over() {
+        if self.is_over() {
+            return false;
+        }
+        if let Some(at) = self.expires().filter(|at| *at <= now) {
+            self.expired = true;
+            for c in self.init.iter_mut().chain(self.main.iter_mut()) {
+                c.end(at, 137);
+            }
+            return true;
+        }
+        if self.ready_at > now {
             return false;
         }
         let (settings, seed) = (&*self.settings, self.seed);
@@ -355,6 +388,10 @@ impl SimPod {
         false
     }
 
+    fn expires(&self) -> Option<Timestamp> {
+        self.start_time.saturating_add(self.deadline?).ok()
+    }
+
     fn main_over(&self) -> Option<Timestamp> {
         let ends = self.main.iter().map(|c| match c.state {
             State::Terminated(end) => Some(end.finished),
@@ -382,8 +419,13 @@ impl SimPod {
             _ if self.all_ended() => None,
             Some((at, _)) => Some(at),
             None if self.is_over() => None,
-            None if self.ready_at > now => Some(self.ready_at),
-            None => self.init.iter().chain(&self.main).filter_map(SimContainer::next).min(),
+            None => {
+                let next = match self.ready_at > now {
+                    true => Some(self.ready_at),
+                    false => self.init.iter().chain(&self.main).filter_map(SimContainer::next).min(),
+                };
+                next.into_iter().chain(self.expires()).min()
+            }
         };
         // After a bounded catch-up the rest happens a little later.
         next.map(|at| if at <= now { add_ms(now, 100) } else { at })
@@ -425,8 +467,9 @@ impl SimPod {
             host_ip: None,
             init_containers: self.init.iter().map(|c| c.status(pod, initializing)).collect(),
             containers: self.main.iter().map(|c| c.status(pod, initializing)).collect(),
-            reason: None,
-            message: None,
+            ephemeral_containers: Vec::new(),
+            reason: self.expired.then(|| "DeadlineExceeded".into()),
+            message: self.expired.then(|| "Pod was active on the node longer than the specified deadline".into()),
         }
     }
 }

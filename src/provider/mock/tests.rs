@@ -15,8 +15,13 @@ impl PodNotifier for Seen {
 
 fn provider(registry: &Registry, config: MockConfig) -> (Arc<dyn Provider>, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
-    let context =
-        ProviderContext { node: "n".into(), node_uid: "nu".into(), notifier: seen.clone(), credentials: None };
+    let context = ProviderContext {
+        node: "n".into(),
+        node_uid: "nu".into(),
+        notifier: seen.clone(),
+        credentials: None,
+        epoch: 0,
+    };
     (registry.build(&ProviderSpec::mock(config), context).unwrap(), seen)
 }
 

@@ -35,7 +35,13 @@ pub(super) async fn ask(dir: &Path, request: &Request) -> io::Result<Option<Conn
     let asked = async {
         let stream = match UnixStream::connect(&path).await {
             Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            // Reset, when it ends in this moment.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                ) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error),

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -19,15 +20,17 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::cgroup::Cgroups;
 use super::client;
 use super::files::{self, guard, unavailable};
-use super::layout::{self, EXIT, RUN, RUNNING, Running, SANDBOX, SandboxFile};
+use super::layout::{self, EXIT, RUN, RUNNING, Run, Running, SANDBOX, SandboxFile};
 use super::users::Users;
 use super::wire::{Reply, Request};
 use super::{logs, proc};
+use crate::provider::runtime::limits::Limits;
 use crate::provider::runtime::{
-    ContainerRef, ContainerSpec, ContainerState, Engine, EngineEvent, EngineUsage, Exit, Image, ListedContainer,
-    ListedSandbox, Listing, PullRequest, Sandbox, SandboxSpec, Signal,
+    ContainerRef, ContainerSpec, ContainerState, ContainerUse, Engine, EngineEvent, EngineUsage, Exit, Image,
+    ListedContainer, ListedSandbox, Listing, PullRequest, Sandbox, SandboxSpec, Signal,
 };
 use crate::provider::{
     Capabilities, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, PodFeature, PodFeatures, PodRef,
@@ -38,6 +41,8 @@ use crate::provider::{
 const START: Duration = Duration::from_secs(30);
 /// How long a killed container may take to be gone.
 const KILL: Duration = Duration::from_secs(10);
+/// How much of a container's id names its group.
+const GROUP: usize = 32;
 /// Events that a slow reader may lag behind before it has to look anew.
 const EVENTS: usize = 1024;
 
@@ -176,8 +181,8 @@ impl ProcessEngine {
     }
 }
 
-/// What the engine can do, with or without hostPath volumes.
-pub(super) fn capabilities(host_paths: bool) -> Capabilities {
+/// What the engine can do, with or without hostPath volumes, and where the kernel may or may not be told of limits.
+pub(super) fn capabilities(host_paths: bool, limits: bool) -> Capabilities {
     const OWN: PodFeatures = PodFeatures::of(&[
         PodFeature::Stdin,
         PodFeature::RunAsUser,
@@ -186,21 +191,28 @@ pub(super) fn capabilities(host_paths: bool) -> Capabilities {
         PodFeature::HostIpc,
         PodFeature::HostPorts,
         PodFeature::FsGroup,
+        PodFeature::Hostname,
+        PodFeature::HostAliases,
+        PodFeature::MemoryEmptyDir,
+        PodFeature::EmptyDirSizeLimit,
     ]);
+    const LIMITS: [PodFeature; 2] = [PodFeature::ResourceLimits, PodFeature::Resize];
     let host_paths = if host_paths { &[PodFeature::HostPath][..] } else { &[] };
-    Capabilities {
-        logs: true,
-        exec: true,
-        attach: true,
-        port_forward: true,
-        stats: true,
-        pod: OWN.and(PodFeatures::of(host_paths)),
-        ..Capabilities::default()
-    }
+    let limits = if limits { &LIMITS[..] } else { &[] };
+    Capabilities::serving_all(OWN.and(PodFeatures::of(host_paths)).and(PodFeatures::of(limits)))
 }
 
 /// Kills what runs in a container's folder and waits until it has ended.
 pub(super) async fn kill_in(home: &Path) -> Result<()> {
+    kill_supervised(home).await?;
+    // Its supervisor has removed it, unless that was killed.
+    if let Some(group) = layout::read::<Run>(&home.join(RUN)).ok().flatten().and_then(|run| run.group) {
+        let _ = tokio::task::spawn_blocking(move || group.remove()).await;
+    }
+    Ok(())
+}
+
+async fn kill_supervised(home: &Path) -> Result<()> {
     let failed = |e| unavailable("killing a container", e);
     if client::ask(home, &Request::Signal(Signal::KILL.into())).await.map_err(failed)?.is_none() {
         return Ok(());
@@ -220,7 +232,7 @@ impl Engine for ProcessEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        capabilities(self.settings.host_paths)
+        capabilities(self.settings.host_paths, Cgroups::of_machine().is_some())
     }
 
     async fn ping(&self) -> Result<()> {
@@ -279,6 +291,7 @@ impl Engine for ProcessEngine {
         let file = spec.dir.join(SANDBOX);
         if !file.exists() {
             files::close_to_others(&spec.dir, self.settings.users.own, &spec.resolved).map_err(failed)?;
+            files::write_hosts(&spec.dir, &spec.resolved.pod, self.address()).map_err(failed)?;
             let sandbox = SandboxFile { pod: spec.pod.clone(), created_at: Timestamp::now() };
             layout::write(&file, &sandbox).map_err(failed)?;
         }
@@ -327,7 +340,8 @@ impl Engine for ProcessEngine {
         let home = &spec.dir;
         let new = !home.join(RUN).exists();
         if new {
-            let run = files::run(&self.settings, spec, command, uid).map_err(|message| refuse(&message))?;
+            let mut run = files::run(&self.settings, spec, command, uid).map_err(|message| refuse(&message))?;
+            run.group = Cgroups::of_machine().map(|groups| groups.group(&id(&spec.container)[..GROUP]));
             let made = files::make_home(home, &run, self.settings.users.own);
             made.map_err(|e| unavailable("making a container's folder", e))?;
         }
@@ -355,6 +369,19 @@ impl Engine for ProcessEngine {
     async fn signal(&self, container: &ContainerRef, signal: &Signal) -> Result<()> {
         let asked = client::ask(&self.shared.home(container), &Request::Signal(signal.0.clone())).await;
         asked.map(drop).map_err(|e| unavailable("sending a signal", e))
+    }
+
+    async fn resize(&self, container: &ContainerRef, resources: &ResourceRequirements) -> Result<()> {
+        let refused = |message: String| ProviderError::Rejected { reason: String::new(), message };
+        let limits = Limits::of(resources).map_err(refused)?;
+        let run = layout::read::<Run>(&self.shared.home(container).join(RUN));
+        let run = run.map_err(|e| unavailable("reading a container's folder", e))?;
+        let Some(group) = run.and_then(|run| run.group) else {
+            return Err(refused("it was started where limits could not be set".into()));
+        };
+        // The kernel may have to reclaim memory first.
+        let set = tokio::task::spawn_blocking(move || group.set(&limits)).await;
+        set.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| refused(e.to_string()))
     }
 
     async fn remove(&self, container: &ContainerRef) -> Result<()> {
@@ -409,7 +436,19 @@ impl Engine for ProcessEngine {
     }
 
     async fn stats(&self) -> Result<EngineUsage> {
-        let table = tokio::task::spawn_blocking(proc::table).await.unwrap_or_default();
+        let dir = self.settings.dir.clone();
+        let homes: HashMap<Key, PathBuf> = {
+            let watched = guard(&self.shared.watched);
+            watched.values().map(|w| (key(&w.container), self.shared.home(&w.container))).collect()
+        };
+        let look = move || {
+            let time = Timestamp::now();
+            let logs: HashMap<_, _> =
+                homes.into_iter().filter_map(|(key, home)| Some((key, proc::logs(&home, time)?))).collect();
+            (proc::table(), logs, proc::network(time), proc::filesystem(&dir, time))
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        let (table, mut logs, network, filesystem) = looked.unwrap_or_default();
         let (now, time) = (Instant::now(), Timestamp::now());
         let mut containers = Vec::new();
         for watched in guard(&self.shared.watched).values_mut() {
@@ -428,9 +467,11 @@ impl Engine for ProcessEngine {
                 cpu_nano_cores: cores,
                 memory_working_set: Some(of.iter().map(|p| p.pages).sum::<u64>() * proc::page_size()),
             };
-            containers.push((watched.container.clone(), usage));
+            let logs = logs.remove(&key(&watched.container));
+            containers.push(ContainerUse { container: watched.container.clone(), usage, logs });
         }
-        Ok(EngineUsage { node: None, containers })
+        // Pods have the machine's network, and none of their own.
+        Ok(EngineUsage { node: None, network, filesystem, pods: Vec::new(), containers })
     }
 }
 

@@ -8,13 +8,16 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::engine::Settings;
-use super::layout::{self, ROOT, RUN, Run, SANDBOX, SandboxFile};
-use crate::provider::runtime::{ContainerSpec, Mount};
-use crate::provider::{NodeDescription, ProviderError, ResolvedPod};
+use super::layout::{self, HOSTS, ROOT, RUN, Run, SANDBOX, SandboxFile};
+use crate::provider::runtime::limits::Limits;
+use crate::provider::runtime::{ContainerSpec, Mount, host_entries};
+use crate::provider::{NodeDescription, ProviderError, ResolvedPod, goarch};
 
+const ETC_HOSTS: &str = "/etc/hosts";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(super) fn guard<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -51,6 +54,17 @@ pub(super) fn run(settings: &Settings, spec: &ContainerSpec, command: Vec<String
     .into();
     env.extend(spec.env.iter().map(|v| (v.name.clone(), v.value.clone())));
     let mut mounts = spec.mounts.clone();
+    let hosts = settings.dir.join(&*spec.container.pod.uid).join(HOSTS);
+    if hosts.exists() && !mounts.iter().any(|m| m.target == ETC_HOSTS) {
+        mounts.push(Mount {
+            volume: "etc-hosts".into(),
+            source: hosts,
+            target: ETC_HOSTS.into(),
+            read_only: false,
+            generated: false,
+            propagation: None,
+        });
+    }
     mounts.push(Mount {
         volume: "termination-log".into(),
         source: spec.termination_message_file.clone(),
@@ -80,6 +94,8 @@ pub(super) fn run(settings: &Settings, spec: &ContainerSpec, command: Vec<String
         stdin_once: spec.stdin_once,
         log_bytes: settings.log_bytes,
         log_files: settings.log_files,
+        group: None,
+        limits: Limits::of(&spec.resources)?,
     })
 }
 
@@ -150,6 +166,18 @@ pub(super) fn close_to_others(dir: &Path, own: u32, pod: &ResolvedPod) -> io::Re
     }
 }
 
+/// Writes the pod's own `/etc/hosts`, if it wants more in it than the machine has.
+pub(super) fn write_hosts(dir: &Path, pod: &Pod, ip: IpAddr) -> io::Result<()> {
+    let entries = host_entries(pod, &[ip]);
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let machine = fs::read_to_string(ETC_HOSTS).unwrap_or_default();
+    let file = dir.join(HOSTS);
+    fs::write(&file, format!("{}\n{entries}", machine.trim_end()))?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644))
+}
+
 fn primary_group(uid: u32) -> u32 {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let found = users.lines().find_map(|line| {
@@ -215,15 +243,10 @@ pub(super) fn describe_machine() -> NodeDescription {
     let total =
         memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     capacity.extend(total.map(|kib| ("memory".to_owned(), Quantity(format!("{kib}Ki")))));
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     NodeDescription {
         capacity,
         operating_system: Some("linux".into()),
-        architecture: Some(architecture.into()),
+        architecture: Some(goarch(std::env::consts::ARCH).into()),
         version: Some(concat!("process-", env!("CARGO_PKG_VERSION")).into()),
         ..NodeDescription::default()
     }

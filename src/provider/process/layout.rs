@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Group;
+use crate::provider::runtime::limits::Limits;
 use crate::provider::runtime::{ContainerRef, Exit, Mount};
 
 /// Written when a container is made; read by its supervisor. It holds the environment, so only its owner may
@@ -20,6 +22,8 @@ pub(super) const EXIT: &str = "exit.json";
 pub(super) const ROOT: &str = "root";
 /// The newest log file; older ones have a number after it.
 pub(super) const LOG: &str = "log";
+/// The pod's `/etc/hosts`, if it has one of its own.
+pub(super) const HOSTS: &str = "hosts";
 /// Written when a pod's sandbox is made.
 pub(super) const SANDBOX: &str = "sandbox.json";
 
@@ -43,6 +47,11 @@ pub(super) struct Run {
     pub stdin_once: bool,
     pub log_bytes: u64,
     pub log_files: u32,
+    /// The group that it runs in, where groups can be made.
+    #[serde(default)]
+    pub group: Option<Group>,
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A main process that runs, or ran.

@@ -10,10 +10,12 @@
 //! | [`supervisor`] | a program that outlives us: runs one container, keeps its log and exit code |
 //! | `client`, `wire` | what is said between the two |
 //! | `layout`, `files` | the folders |
+//! | `cgroup` | what the kernel limits |
 //! | `logs` | reading logs |
 //! | `proc` | what `/proc` says of processes |
 //! | `users` | as whom a container may run |
 
+mod cgroup;
 mod client;
 mod engine;
 mod files;
@@ -27,6 +29,9 @@ mod wire;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::registry::Factory;
 use super::runtime::{self, Runtimes};
@@ -34,6 +39,10 @@ use super::{Capabilities, Provider, ProviderContext, ProviderError, Result};
 use crate::api::{ProcessConfig, ProviderSpec};
 use engine::{ProcessEngine, Settings};
 use users::Users;
+
+/// How long killed processes may take to be gone, and how often they are looked for.
+const ENDING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Makes nodes whose pods are processes of this machine.
 pub struct ProcessFactory {
@@ -61,6 +70,10 @@ impl ProcessFactory {
 }
 
 impl Factory for ProcessFactory {
+    fn is_pinned(&self, _: &ProviderSpec) -> bool {
+        true
+    }
+
     fn build(&self, spec: &ProviderSpec, context: ProviderContext) -> Result<Arc<dyn Provider>> {
         let Some(allowed) = &self.allowed else {
             return Err(ProviderError::Invalid {
@@ -79,7 +92,7 @@ impl Factory for ProcessFactory {
     }
 
     fn capabilities(&self) -> Option<Capabilities> {
-        Some(runtime::capabilities(engine::capabilities(true)))
+        Some(runtime::capabilities(engine::capabilities(true, true)))
     }
 }
 
@@ -130,19 +143,27 @@ fn make_state_dir(dir: &Path) -> Result<()> {
 }
 
 /// Kills everything that runs below a state folder, whichever node it is of, and removes the folder: for a
-/// cluster that ends with its process.
+/// cluster that ends with its process. Nothing may follow these pods any more: it would start them again.
 pub async fn remove_all(state: &Path) {
     // Moved first, so that nothing which still follows these pods can start one of them again.
     let moved = state.with_extension("ending");
     if std::fs::rename(state, &moved).is_err() {
         return;
     }
-    let nodes = std::fs::read_dir(&moved).into_iter().flatten().flatten();
-    for node in nodes {
-        let Ok((_, runs)) = files::scan(&node.path().join("pods")) else { continue };
-        for (home, _) in runs {
-            if let Err(error) = engine::kill_in(&home).await {
-                tracing::warn!(path = %home.display(), %error, "a process could not be ended");
+    end_supervisors(state).await;
+    for node in std::fs::read_dir(&moved).into_iter().flatten().flatten() {
+        let pods = node.path().join("pods");
+        // Their supervisors had no time to.
+        let (_, runs) = files::scan(&pods).unwrap_or_default();
+        let groups: Vec<_> = runs.into_iter().filter_map(|(_, run)| run.group).collect();
+        let removed = tokio::task::spawn_blocking(move || groups.iter().for_each(cgroup::Group::remove)).await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "groups of processes could not be removed");
+        }
+        for pod in std::fs::read_dir(&pods).into_iter().flatten().flatten() {
+            let dir = pod.path();
+            if let Err(error) = runtime::volumes::remove_pod(&dir, &dir.join("volumes")) {
+                tracing::warn!(path = %dir.display(), %error, "a pod's folder could not be removed");
             }
         }
     }
@@ -152,5 +173,25 @@ pub async fn remove_all(state: &Path) {
         {
             tracing::warn!(path = %path.display(), %error, "could not be removed");
         }
+    }
+}
+
+/// Kills the supervisors below a state folder, the ones included that are just being started, and all that they run;
+/// waits until they are gone.
+async fn end_supervisors(state: &Path) {
+    let end = Instant::now() + ENDING;
+    loop {
+        let left = proc::supervisors(state);
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() > end {
+            tracing::warn!(?left, "supervisors could not be ended");
+            return;
+        }
+        let table = proc::table();
+        // The supervisor first, which then starts nothing more.
+        proc::kill(left.into_iter().flat_map(|pid| [vec![pid], proc::family(&table, pid)].concat()));
+        tokio::time::sleep(LOOK).await;
     }
 }

@@ -2,6 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::path::Path;
+
+use jiff::Timestamp;
+use rustix::process::{Pid, Signal};
+
+use super::layout::LOG;
+use crate::provider::{FilesystemUsage, InterfaceUsage, NetworkUsage};
 
 /// One line of the process table.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +54,17 @@ pub(super) fn table() -> HashMap<i32, Process> {
     pids.filter_map(|pid| Some((pid, process(pid)?))).collect()
 }
 
+/// The supervisors of containers below a state folder, those included that have only just been started.
+pub(super) fn supervisors(state: &Path) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let words = [b"\0supervise\0", state.as_os_str().as_encoded_bytes(), b"/"].concat();
+    let is_one = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(words.len()).any(|part| part == words)
+    };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
 /// The processes that descend from one, without it.
 pub(super) fn family(table: &HashMap<i32, Process>, root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
@@ -61,6 +79,13 @@ pub(super) fn family(table: &HashMap<i32, Process>, root: i32) -> Vec<i32> {
         }
     }
     found
+}
+
+/// Kills processes, of which some may have ended by themselves.
+pub(super) fn kill(pids: impl IntoIterator<Item = i32>) {
+    for pid in pids.into_iter().filter_map(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
 }
 
 /// True when one of the processes listens on the port.
@@ -95,6 +120,42 @@ pub(super) fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
+/// The filesystem that a folder is on.
+pub(super) fn filesystem(dir: &Path, time: Timestamp) -> Option<FilesystemUsage> {
+    let found = rustix::fs::statvfs(dir).ok()?;
+    let bytes = |blocks: u64| Some(blocks.saturating_mul(found.f_frsize));
+    // Some filesystems make files as they need them and count none.
+    let inodes = Some(found.f_files).filter(|n| *n > 0);
+    Some(FilesystemUsage {
+        capacity_bytes: bytes(found.f_blocks),
+        available_bytes: bytes(found.f_bavail),
+        used_bytes: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
+        inodes,
+        inodes_free: inodes.map(|_| found.f_ffree),
+        inodes_used: inodes.map(|n| n.saturating_sub(found.f_ffree)),
+        ..FilesystemUsage::at(time)
+    })
+}
+
+/// The network of this machine, or of the container that this process is in.
+pub(super) fn network(time: Timestamp) -> Option<NetworkUsage> {
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
+    let interfaces = InterfaceUsage::of_linux(&read("/proc/net/dev"), &read("/proc/net/route"));
+    (!interfaces.is_empty()).then_some(NetworkUsage { time, interfaces })
+}
+
+/// What the log files in a container's folder take.
+pub(super) fn logs(home: &Path, time: Timestamp) -> Option<FilesystemUsage> {
+    let files = fs::read_dir(home).ok()?.flatten().filter(|file| {
+        let name = file.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix(LOG));
+        number.is_some_and(|n| n.is_empty() || n.starts_with('.') && n[1..].bytes().all(|b| b.is_ascii_digit()))
+    });
+    let sizes: Vec<u64> = files.filter_map(|file| Some(file.metadata().ok()?.len())).collect();
+    let (bytes, count) = (Some(sizes.iter().sum()), Some(sizes.len() as u64));
+    Some(FilesystemUsage { used_bytes: bytes, inodes_used: count, ..FilesystemUsage::at(time) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +166,21 @@ mod tests {
         let want = Process { parent: 7, start: 98765, ticks: 30, pages: 321, zombie: false };
         assert_eq!(parse(line), Some(want));
         assert_eq!(parse("42"), None);
+    }
+
+    #[test]
+    fn a_folders_logs_and_its_filesystem_are_measured() {
+        let (dir, now) = (tempfile::tempdir().unwrap(), Timestamp::UNIX_EPOCH);
+        for (name, size) in [("log", 10), ("log.1", 20), ("log.x", 40), ("logs", 80), ("run.json", 160)] {
+            fs::write(dir.path().join(name), vec![0; size]).unwrap();
+        }
+        let logs = logs(dir.path(), now).unwrap();
+        assert_eq!((logs.used_bytes, logs.inodes_used, logs.capacity_bytes), (Some(30), Some(2), None));
+        let on = filesystem(dir.path(), now).unwrap();
+        assert!(on.available_bytes.unwrap() <= on.capacity_bytes.unwrap());
+        assert!(on.used_bytes.unwrap() > 0);
+        assert_eq!(filesystem(Path::new("/nowhere"), now), None);
+        assert_eq!(super::logs(Path::new("/nowhere"), now), None);
     }
 
     #[test]

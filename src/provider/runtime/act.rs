@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
-use tokio::time::timeout;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, ResourceRequirements};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, timeout};
 
 use super::core::Core;
 use super::engine::{ContainerRef, Engine, Exit, Image, PullRequest, Signal};
@@ -19,7 +20,7 @@ use super::probe::{Answer, Target};
 use super::runner::Done;
 use super::spec::{self, PodDir};
 use super::{files, volumes};
-use crate::provider::{EventType, LogOptions, PodRef, ProviderError, ResolvedPod, Result};
+use crate::provider::{EventType, LogOptions, PodFeature, PodRef, ProviderError, ResolvedPod, ResolvedVolume, Result};
 
 /// No call to an engine but a pull takes longer.
 const CALL: Duration = Duration::from_secs(60);
@@ -30,10 +31,29 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// kubelet: `MaxContainerTerminationMessageLogLength`, `…LogLines`.
 const FALLBACK: (usize, u64) = (2048, 80);
 
+/// A pod's volumes are written by one at a time, and whoever writes them writes what is newest then: of two updates
+/// that are under way, the older one cannot land last.
+pub(super) struct VolumeWriter {
+    newest: watch::Sender<Arc<ResolvedPod>>,
+    turn: AsyncMutex<()>,
+}
+
+impl VolumeWriter {
+    pub fn new(pod: Arc<ResolvedPod>) -> Arc<Self> {
+        Arc::new(Self { newest: watch::Sender::new(pod), turn: AsyncMutex::default() })
+    }
+
+    /// What is to be written from now on.
+    pub fn set(&self, pod: Arc<ResolvedPod>) {
+        self.newest.send_replace(pod);
+    }
+}
+
 /// What actions of one pod need.
 pub(super) struct Acts {
     pub core: Arc<Core>,
     pub pod: Arc<ResolvedPod>,
+    pub writer: Arc<VolumeWriter>,
     pub dir: PodDir,
     pub ip: Option<IpAddr>,
 }
@@ -63,7 +83,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 
 impl Acts {
     fn spec(&self, container: &str) -> Container {
-        spec::container(&self.pod.pod, container).cloned().unwrap_or_default()
+        spec::container(&self.pod.pod, container).unwrap_or_default()
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
@@ -77,8 +97,9 @@ impl Acts {
 
     /// Volumes, then what the containers share.
     pub async fn sandbox(self) -> Done {
-        let (pod, dir, host_paths) = (self.pod.clone(), self.dir.clone(), self.core.setup().host_paths);
-        let prepared = blocking(move || spec::prepare_volumes(&pod, &dir, &host_paths)).await;
+        let turn = self.writer.turn.lock().await;
+        let prepared = self.prepare_volumes().await;
+        drop(turn);
         let made = async {
             prepared?;
             let sandbox = spec::sandbox(&self.pod, &self.dir);
@@ -187,13 +208,31 @@ impl Acts {
         };
         let (good, message) = match probe {
             None => (Some(true), String::new()),
-            Some(probe) => match self.target(container).probe(&probe).await {
-                Answer::Good => (Some(true), String::new()),
-                Answer::Bad(message) => (Some(false), message),
-                Answer::Unknown => (None, String::new()),
-            },
+            Some(probe) => {
+                let (entry, name) = (self.core.find(&container.pod.uid), container.name.clone());
+                let began = Instant::now();
+                let answer = self.target(container).probe(&probe).await;
+                if let (Some(entry), false) = (entry, matches!(answer, Answer::Unknown)) {
+                    entry.probed.count(&name, kind, matches!(answer, Answer::Good), began.elapsed());
+                }
+                match answer {
+                    Answer::Good => (Some(true), String::new()),
+                    Answer::Bad(message) => (Some(false), message),
+                    Answer::Unknown => (None, String::new()),
+                }
+            }
         };
         Done::Input(Input::Probed { c, attempt, kind, good, message })
+    }
+
+    pub async fn resize(self, c: usize, container: ContainerRef, resources: Box<ResourceRequirements>) -> Done {
+        let (engine, attempt) = (self.engine(), container.attempt);
+        // Where it cannot be done the agent has said so, and there is nothing to do.
+        let result = match engine.capabilities().pod.has(PodFeature::Resize) {
+            true => within(CALL, engine.resize(&container, &resources)).await,
+            false => Ok(()),
+        };
+        Done::Input(Input::Resized { c, attempt, resources, result })
     }
 
     pub async fn signal(self, container: ContainerRef, signal: Signal) -> Done {
@@ -246,10 +285,37 @@ impl Acts {
         Some(text[from..].to_owned())
     }
 
+    /// Which volumes hold more than they may.
+    pub async fn measure(self) -> Done {
+        let limits: Vec<_> = self
+            .pod
+            .volumes
+            .iter()
+            .filter_map(|(name, volume)| match volume {
+                ResolvedVolume::EmptyDir { size_limit: Some(limit), .. } => Some((name.clone(), *limit)),
+                _ => None,
+            })
+            .collect();
+        let dir = self.dir.volumes();
+        let look = move || {
+            // What cannot be looked at now is looked at the next time.
+            let used = |name: &String| volumes::usage(&dir.join(name)).unwrap_or_default();
+            Ok(limits.into_iter().filter(|(name, limit)| used(name) > *limit).map(|(name, _)| name).collect())
+        };
+        Done::Input(Input::Measured { over: blocking(look).await.unwrap_or_default() })
+    }
+
+    /// Must be called in one's turn.
+    async fn prepare_volumes(&self) -> Result<(), Failure> {
+        let pod = self.writer.newest.borrow().clone();
+        let (dir, host_paths) = (self.dir.clone(), self.core.setup().host_paths);
+        blocking(move || spec::prepare_volumes(&pod, &dir, &host_paths)).await
+    }
+
     /// Brings the files of volumes up to date, and engines that copy.
     pub async fn refresh(self, changed: Vec<String>, running: Vec<ContainerRef>) -> Done {
-        let (pod, dir, host_paths) = (self.pod.clone(), self.dir.clone(), self.core.setup().host_paths);
-        let prepared = blocking(move || spec::prepare_volumes(&pod, &dir, &host_paths)).await;
+        let _turn = self.writer.turn.lock().await;
+        let prepared = self.prepare_volumes().await;
         if let Err(Failure::Answer { message, .. }) = prepared {
             self.core.tell(&self.pod.pod_ref(), None, EventType::Warning, "FailedMount", message);
             return Done::Nothing;
@@ -282,7 +348,7 @@ pub(super) async fn remove(engine: &dyn Engine, pod: &PodRef, dir: PodDir) -> Re
         Err(_) => return Err(ProviderError::unavailable("the pod's sandbox was not removed in time")),
     }
     let path = dir.0.clone();
-    let removed = tokio::task::spawn_blocking(move || volumes::remove_tree(&dir.0)).await;
+    let removed = tokio::task::spawn_blocking(move || volumes::remove_pod(&dir.0, &dir.volumes())).await;
     removed.unwrap_or(Ok(())).map_err(|e| files::failed("removing", &path, e))
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::timeout;
@@ -64,6 +63,12 @@ pub(super) async fn follow(core: Arc<Core>) {
                 Some(EngineEvent::Container { container, state }) => {
                     deliver(&core, &container.clone(), Message::State(container, state)).await;
                 }
+                Some(EngineEvent::Sandbox { pod, sandbox }) => {
+                    if let Some(entry) = core.find(&pod.uid) {
+                        // Fails only when the pod has just gone.
+                        let _ = entry.send(Message::Sandbox(sandbox.map(|s| s.ips))).await;
+                    }
+                }
                 Some(EngineEvent::Lost) | None => break,
             }
         }
@@ -103,7 +108,7 @@ async fn compare(core: &Core, listing: &Listing, running: Vec<ContainerRef>) {
 
 /// Starts the tasks of all pods that were written down, and of those that only the engine knows.
 async fn adopt(core: &Arc<Core>, listing: &Listing) -> Result<()> {
-    let now = Timestamp::now();
+    let now = core.now();
     let failed = |error| super::files::failed("reading", &core.dir, error);
     tokio::fs::create_dir_all(&core.dir).await.map_err(failed)?;
     let mut dirs = tokio::fs::read_dir(&core.dir).await.map_err(failed)?;

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{ContainerRef, ContainerState, Engine};
+use super::probe::Probed;
 use super::spec::PodDir;
 use super::volumes::HostPaths;
 use crate::provider::{EventType, PodEvent, PodNotifier, PodObservation, PodRef, ProviderError, ResolvedPod, Result};
@@ -40,6 +42,8 @@ pub(super) struct Core {
     /// The engine was replaced.
     pub replaced: Notify,
     pub stop: CancellationToken,
+    /// What time it is.
+    pub clock: fn() -> Timestamp,
 }
 
 /// One pod, as others see it.
@@ -47,6 +51,8 @@ pub(super) struct Entry {
     pub reference: PodRef,
     mailbox: mpsc::Sender<Message>,
     view: Mutex<View>,
+    /// How its probes went.
+    pub probed: Probed,
 }
 
 /// What is known of a pod without asking its task.
@@ -75,6 +81,8 @@ pub(super) enum Message {
     State(ContainerRef, ContainerState),
     /// It ran when the engine was asked, and the engine has no such container.
     Missing(ContainerRef),
+    /// The addresses that it has now; `None` when there is no sandbox any more.
+    Sandbox(Option<Vec<std::net::IpAddr>>),
     Remove(oneshot::Sender<Result<()>>),
 }
 
@@ -88,7 +96,12 @@ impl Core {
             adopted: watch::Sender::new(false),
             replaced: Notify::new(),
             stop: CancellationToken::new(),
+            clock: Timestamp::now,
         }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     pub fn setup(&self) -> Setup {
@@ -127,7 +140,8 @@ impl Core {
             return None;
         }
         let (mailbox, receiver) = mpsc::channel(MAILBOX);
-        let entry = Arc::new(Entry { reference: reference.clone(), mailbox, view: Mutex::new(view) });
+        let (view, probed) = (Mutex::new(view), Probed::default());
+        let entry = Arc::new(Entry { reference: reference.clone(), mailbox, view, probed });
         pods.insert(reference.uid, entry.clone());
         Some((entry, receiver))
     }

@@ -19,8 +19,8 @@ use k8s_openapi::api::core::v1::{PodSecurityContext, ResourceRequirements, Secur
 use serde::{Deserialize, Serialize};
 
 use crate::provider::{
-    Capabilities, Duplex, EnvVar, ExitStatus, LogOptions, LogStream, NodeDescription, PodRef, ResolvedPod, Result,
-    SessionIo, Usage,
+    Capabilities, Duplex, EnvVar, ExitStatus, FilesystemUsage, LogOptions, LogStream, NetworkUsage, NodeDescription,
+    PodRef, ResolvedPod, Result, SessionIo, Usage,
 };
 
 /// Starts and stops containers.
@@ -79,6 +79,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Sends a signal to a container's main process, and with [`Signal::KILL`] to all its processes.
     /// Succeeds when it has ended already.
     async fn signal(&self, container: &ContainerRef, signal: &Signal) -> Result<()>;
+
+    /// Gives a running container other resources, without ending it. `Rejected` when it cannot have them. Only asked
+    /// for where [`PodFeature::Resize`](crate::provider::PodFeature::Resize) is declared.
+    async fn resize(&self, _container: &ContainerRef, _resources: &ResourceRequirements) -> Result<()> {
+        Ok(())
+    }
 
     /// Removes a container and its log, killing it if it runs. Succeeds when there is none.
     async fn remove(&self, container: &ContainerRef) -> Result<()>;
@@ -190,6 +196,8 @@ pub struct ContainerSpec {
     pub working_dir: Option<String>,
     /// What is to be seen at which path.
     pub mounts: Vec<Mount>,
+    /// `targetContainerName` of an ephemeral container: the container whose processes it is to see.
+    pub target: Option<String>,
     /// Give it a terminal.
     pub tty: bool,
     /// Keep its standard input open for attach.
@@ -214,6 +222,8 @@ pub struct ContainerSpec {
     pub termination_message_file: PathBuf,
     /// The machine's name, as in [`SandboxSpec::hostname`].
     pub hostname: String,
+    /// The pod's `/etc/hosts`, for engines that give containers a file of their own.
+    pub hosts: String,
     /// A folder of this machine for this container's files, which the loop makes and removes.
     pub dir: PathBuf,
 }
@@ -341,6 +351,13 @@ pub enum EngineEvent {
         /// Its state.
         state: ContainerState,
     },
+    /// What a pod's containers share is not as it was.
+    Sandbox {
+        /// Whose it is.
+        pod: PodRef,
+        /// As it is now; `None` when there is none and one has to be made.
+        sandbox: Option<Sandbox>,
+    },
     /// Events may have been missed.
     Lost,
 }
@@ -378,13 +395,30 @@ pub struct ListedContainer {
     pub state: ContainerState,
 }
 
-/// What an engine's containers use.
+/// What an engine's containers use. What is not known is left out, never zero.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineUsage {
     /// The machine as a whole.
     pub node: Option<Usage>,
+    /// The machine's network.
+    pub network: Option<NetworkUsage>,
+    /// The filesystem that pods' files are on.
+    pub filesystem: Option<FilesystemUsage>,
+    /// Pods with a network of their own.
+    pub pods: Vec<(PodRef, NetworkUsage)>,
     /// Each running container.
-    pub containers: Vec<(ContainerRef, Usage)>,
+    pub containers: Vec<ContainerUse>,
+}
+
+/// What one container uses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerUse {
+    /// Which container.
+    pub container: ContainerRef,
+    /// Processor and memory.
+    pub usage: Usage,
+    /// What its logs take.
+    pub logs: Option<FilesystemUsage>,
 }
 
 #[cfg(test)]

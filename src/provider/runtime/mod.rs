@@ -17,6 +17,7 @@
 //! | `probe` | what probes and hooks ask: commands, HTTP, TCP, gRPC |
 //! | `spec` | from a resolved pod to what an engine is told |
 //! | `volumes` | volumes as folders of this machine |
+//! | `limits` | requests and limits as the kernel takes them |
 //! | `adopt` | finding what ran before, and following what happens |
 //! | `record` | what is kept of a pod on disk, so that a restart changes nothing |
 //!
@@ -29,10 +30,13 @@ mod adopt;
 mod core;
 pub mod engine;
 pub(crate) mod files;
+pub(crate) mod limits;
 pub(crate) mod machine;
 mod probe;
 pub(crate) mod record;
 mod runner;
+#[cfg(test)]
+mod runner_tests;
 mod spec;
 pub(crate) mod volumes;
 
@@ -42,7 +46,6 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
@@ -50,16 +53,17 @@ use tokio_util::sync::DropGuard;
 use self::core::{Core, Message, Setup, guard};
 use super::{
     Capabilities, ContainerUsage, Duplex, ExitStatus, LogOptions, LogStream, NodeDescription, NodeUsage, PodFeature,
-    PodFeatures, PodObservation, PodRef, PodUsage, Provider, ProviderContext, ProviderError, ResolvedPod, Result,
-    SessionIo, VolumeFiles,
+    PodFeatures, PodObservation, PodRef, PodUsage, ProbeCounts, Provider, ProviderContext, ProviderError, ResolvedPod,
+    Result, SessionIo, VolumeFiles,
 };
 pub use engine::{
-    ContainerRef, ContainerSpec, ContainerState, Engine, EngineEvent, EngineUsage, Exit, Image, ListedContainer,
-    ListedSandbox, Listing, Mount, PullRequest, Sandbox, SandboxSpec, Signal,
+    ContainerRef, ContainerSpec, ContainerState, ContainerUse, Engine, EngineEvent, EngineUsage, Exit, Image,
+    ListedContainer, ListedSandbox, Listing, Mount, PullRequest, Sandbox, SandboxSpec, Signal,
 };
 use machine::Machine;
 use machine::plan::Plan;
 use runner::{Runner, Start};
+pub(crate) use spec::host_entries;
 pub(crate) use volumes::HostPaths;
 
 /// What the loop does for every engine. An engine adds what it can do itself.
@@ -79,6 +83,8 @@ pub const LOOP_FEATURES: PodFeatures = PodFeatures::of(&[
     PodFeature::ContainerRestartRules,
     PodFeature::TerminationMessage,
     PodFeature::ImagePullPolicy,
+    PodFeature::EphemeralContainers,
+    PodFeature::ServiceLinks,
     PodFeature::PodIpInEnvironment,
     PodFeature::StartupProbes,
     PodFeature::ReadinessProbes,
@@ -102,6 +108,7 @@ pub fn capabilities(engine: Capabilities) -> Capabilities {
         events: true,
         volatile: false,
         volume_files: VolumeFiles::Live,
+        starts_apart: true,
         pod: engine.pod.and(LOOP_FEATURES),
         ..engine
     }
@@ -130,6 +137,17 @@ impl Runtimes {
             [] => HostPaths::Refused,
             some => HostPaths::Below(some.to_vec()),
         };
+        self.get_or_start_with(context, engine, state, host_paths)
+    }
+
+    /// As [`get_or_start`](Self::get_or_start), where the folders may be another machine's.
+    pub(crate) fn get_or_start_with(
+        &self,
+        context: &ProviderContext,
+        engine: Arc<dyn Engine>,
+        state: &Path,
+        host_paths: HostPaths,
+    ) -> Arc<Runtime> {
         let setup = Setup { engine, notifier: context.notifier.clone(), host_paths };
         let key = (context.node.clone(), context.node_uid.clone());
         let mut nodes = guard(&self.0);
@@ -139,7 +157,8 @@ impl Runtimes {
         }
         nodes.retain(|_, runtime| runtime.strong_count() > 0);
         let dir = state.join(&*context.node_uid).join("pods");
-        let runtime = Runtime::start(Arc::new(Core::new(dir, context.node.clone(), setup)));
+        let core = Arc::new(Core::new(dir, context.node.clone(), setup));
+        let runtime = Runtime::start(core);
         nodes.insert(key, Arc::downgrade(&runtime));
         runtime
     }
@@ -185,7 +204,7 @@ impl Provider for Runtime {
         }
         self.core.engine().check(pod)?;
         let (accepted, written) = oneshot::channel();
-        let machine = Machine::new(Plan::of(&pod.pod), Timestamp::now());
+        let machine = Machine::new(Plan::of(&pod.pod), self.core.now());
         let pod = pod.clone();
         let start = Start { pod, machine, inputs: Vec::new(), synthetic: false, accepted: Some(accepted) };
         if !Runner::spawn(&self.core, start) {
@@ -276,7 +295,7 @@ impl Provider for Runtime {
         self.core.ready().await?;
         let used = self.core.engine().stats().await?;
         let mut pods: HashMap<Arc<str>, PodUsage> = HashMap::new();
-        for (container, usage) in used.containers {
+        for ContainerUse { container, usage, logs } in used.containers {
             let Ok(entry) = self.core.entry(&container.pod) else { continue };
             let observation = entry.view().observation;
             let statuses = observation.containers.iter().chain(&observation.init_containers);
@@ -287,9 +306,21 @@ impl Provider for Runtime {
                 pod: container.pod.clone(),
                 start_time: observation.start_time,
                 containers: Vec::new(),
+                network: None,
             });
-            pod.containers.push(ContainerUsage { name: container.name.to_string(), start_time, usage });
+            pod.containers.push(ContainerUsage { name: container.name.to_string(), start_time, usage, logs });
         }
-        Ok(NodeUsage { node: used.node, pods: pods.into_values().collect() })
+        for (pod, network) in used.pods {
+            if let Some(pod) = pods.get_mut(&pod.uid) {
+                pod.network = Some(network);
+            }
+        }
+        let EngineUsage { node, network, filesystem, .. } = used;
+        Ok(NodeUsage { node, network, filesystem, pods: pods.into_values().collect() })
+    }
+
+    fn probes(&self) -> Vec<ProbeCounts> {
+        let of = |entry: &Arc<core::Entry>| entry.probed.counts(&entry.reference);
+        self.core.entries().iter().flat_map(of).collect()
     }
 }

@@ -26,6 +26,8 @@ struct Record {
     pod: Arc<Pod>,
     containers: BTreeMap<String, SavedContainer>,
     volumes: BTreeMap<String, SavedVolume>,
+    #[serde(default)]
+    unresolved: BTreeMap<String, String>,
     state: PodState,
 }
 
@@ -104,6 +106,7 @@ pub(crate) async fn save(dir: &Path, pod: &ResolvedPod, state: &PodState) -> io:
         pod: pod.pod.clone(),
         containers: pod.containers.iter().map(|(name, c)| (name.clone(), SavedContainer::of(c))).collect(),
         volumes: pod.volumes.iter().filter_map(|(name, v)| Some((name.clone(), volume(v)?))).collect(),
+        unresolved: pod.unresolved.clone(),
         state: state.clone(),
     };
     files::replace(&dir.join(FILE), &serde_json::to_vec(&record)?).await
@@ -121,6 +124,7 @@ pub(crate) async fn load(dir: &Path) -> io::Result<(ResolvedPod, PodState)> {
         pod: record.pod,
         containers: record.containers.into_iter().map(|(name, c)| (name, c.resolved())).collect(),
         volumes: record.volumes.into_iter().map(|(name, v)| (name, volume(v))).collect(),
+        unresolved: record.unresolved,
         ..ResolvedPod::default()
     };
     Ok((pod, record.state))

@@ -1,6 +1,6 @@
 //! The task of one pod: brings inputs to the machine and starts what it asks for.
 //!
-//! Whatever takes time is a future in one set, so that a pod is one task whatever it has of containers and
+//! Whatever takes time is a future in one of two sets, so that a pod is one task whatever it has of containers and
 //! probes, and dropping the task drops all of it.
 
 use std::collections::HashMap;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
-use super::act::Acts;
+use super::act::{Acts, VolumeWriter};
 use super::core::{ContainerView, Core, Entry, Message, View};
 use super::engine::{ContainerRef, ContainerState, Exit, Listing};
 use super::machine::plan::Plan;
@@ -21,9 +21,12 @@ use super::machine::state::{PodState, Stage};
 use super::machine::{Action, Input, Machine};
 use super::spec::PodDir;
 use super::{files, record};
-use crate::provider::{ProviderError, ResolvedPod, Result};
+use crate::provider::{EventType, ProviderError, ResolvedPod, Result};
 
-/// What a future of the set has come to.
+/// How long the removal of a pod waits for what the engine is making of it.
+const MAKING: Duration = Duration::from_secs(10);
+
+/// What a future of the sets has come to.
 pub(super) enum Done {
     Input(Input),
     Nothing,
@@ -36,9 +39,12 @@ pub(super) struct Runner {
     core: Arc<Core>,
     entry: Arc<Entry>,
     pod: Arc<ResolvedPod>,
+    writer: Arc<VolumeWriter>,
     machine: Machine,
     dir: PodDir,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// What makes something at the engine, which may go on with it when nobody waits any more.
+    making: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Ends of containers that came before the answer to their start.
     early: HashMap<(usize, u32), Exit>,
     saved: Option<PodState>,
@@ -63,13 +69,16 @@ impl Runner {
         let scheme = core.engine().scheme();
         let view = view_of(&start.machine, scheme, start.synthetic);
         let Some((entry, receiver)) = core.insert(reference.clone(), view) else { return false };
+        let pod = Arc::new(start.pod);
         let runner = Self {
             dir: core.pod_dir(&reference.uid),
             core: core.clone(),
             entry,
-            pod: Arc::new(start.pod),
+            writer: VolumeWriter::new(pod.clone()),
+            pod,
             machine: start.machine,
             work: FuturesUnordered::new(),
+            making: FuturesUnordered::new(),
             early: HashMap::new(),
             saved: None,
             synthetic: start.synthetic,
@@ -103,7 +112,7 @@ impl Runner {
         self.input(Input::Tick);
         loop {
             self.settle().await;
-            let now = Timestamp::now();
+            let now = self.core.now();
             let wait = self.machine.wake().map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
             tokio::select! {
                 message = messages.recv() => match message {
@@ -115,6 +124,10 @@ impl Runner {
                         return;
                     }
                 }
+                // These are never the pod's end.
+                Some(done) = self.making.next(), if !self.making.is_empty() => {
+                    self.done(done).await;
+                }
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => self.input(Input::Tick),
             }
         }
@@ -123,6 +136,7 @@ impl Runner {
     fn message(&mut self, message: Message) {
         match message {
             Message::Stop(grace) => self.input(Input::Stop { grace }),
+            Message::Sandbox(ips) => self.input(Input::SandboxChanged(ips)),
             Message::State(container, ContainerState::Exited(exit)) => self.exited(&container, exit),
             Message::State(..) => {}
             Message::Missing(container) => {
@@ -130,7 +144,7 @@ impl Runner {
                     code: 137,
                     signal: None,
                     started_at: None,
-                    finished_at: Timestamp::now(),
+                    finished_at: self.core.now(),
                     oom_killed: false,
                     reason: Some("ContainerStatusUnknown".into()),
                     message: Some("The container could not be located; it may have been removed at the engine".into()),
@@ -138,7 +152,7 @@ impl Runner {
                 self.exited(&container, exit);
             }
             Message::Update(pod) if self.synthetic => {
-                self.pod = Arc::new(*pod);
+                self.set_pod(*pod);
                 let engine = self.core.engine();
                 self.work.push(Box::pin(async move { Done::Listed(engine.list().await) }));
             }
@@ -150,7 +164,7 @@ impl Runner {
                     self.work.push(Box::pin(async move { acts.refresh(Vec::new(), Vec::new()).await }));
                 }
                 let plan = Plan::of(&self.pod.pod);
-                let actions = self.machine.replan(plan, Timestamp::now());
+                let actions = self.machine.replan(plan, self.core.now());
                 self.perform(actions);
             }
             Message::Volumes(pod, changed) => {
@@ -162,25 +176,41 @@ impl Runner {
             }
             Message::Remove(reply) => {
                 self.removing.push(reply);
-                // What is under way for the pod ends with it.
+                if self.removing.len() > 1 {
+                    return;
+                }
+                // What is under way for the pod ends with it, but what is being made has to be there to be removed.
                 self.work.clear();
+                let making = std::mem::take(&mut self.making);
                 let (engine, dir, reference) = (self.core.engine(), self.dir.clone(), self.entry.reference.clone());
-                self.work
-                    .push(Box::pin(async move { Done::Removed(super::act::remove(&*engine, &reference, dir).await) }));
+                self.work.push(Box::pin(async move {
+                    let _ = timeout(MAKING, making.for_each(|_| std::future::ready(()))).await;
+                    Done::Removed(super::act::remove(&*engine, &reference, dir).await)
+                }));
             }
         }
     }
 
     /// The agent knows the pod's newest spec and environment; what it leaves out stays.
     fn adopt_spec(&mut self, mut pod: ResolvedPod) {
+        let waited: Vec<String> =
+            self.pod.unresolved.keys().filter(|c| !pod.unresolved.contains_key(*c)).cloned().collect();
         if pod.volumes.is_empty() {
             pod.volumes.clone_from(&self.pod.volumes);
         }
         if pod.containers.is_empty() {
             pod.containers.clone_from(&self.pod.containers);
         }
-        self.pod = Arc::new(pod);
+        self.set_pod(pod);
         self.saved = None;
+        for c in waited.iter().filter_map(|name| self.machine.plan.index(name)).collect::<Vec<_>>() {
+            self.input(Input::Configured { c });
+        }
+    }
+
+    fn set_pod(&mut self, pod: ResolvedPod) {
+        self.pod = Arc::new(pod);
+        self.writer.set(self.pod.clone());
     }
 
     /// True when the pod is gone.
@@ -213,6 +243,10 @@ impl Runner {
                     self.core.forget(&self.entry);
                 }
                 let text = result.err().map(|e| e.to_string());
+                if let Some(text) = &text {
+                    let said = format!("error killing pod: {text}");
+                    self.core.tell(&self.entry.reference, None, EventType::Warning, "FailedKillPod", said);
+                }
                 for reply in self.removing.drain(..) {
                     // The caller may have given up waiting; then it asks again.
                     let _ = reply.send(text.clone().map_or(Ok(()), |t| Err(ProviderError::unavailable(t))));
@@ -231,7 +265,7 @@ impl Runner {
         let stopping = self.machine.state.stopping;
         let (sandbox, found) = of_pod(listing, &self.entry.reference.uid);
         let plan = Plan::of(&self.pod.pod);
-        let (machine, inputs) = Machine::resume(plan, None, sandbox.as_ref(), &found, Timestamp::now());
+        let (machine, inputs) = Machine::resume(plan, None, sandbox.as_ref(), &found, self.core.now());
         self.machine = machine;
         self.machine.state.stopping = stopping;
         for input in inputs {
@@ -258,7 +292,7 @@ impl Runner {
 
     fn input(&mut self, input: Input) {
         if self.removing.is_empty() {
-            let actions = self.machine.next(input, Timestamp::now());
+            let actions = self.machine.next(input, self.core.now());
             self.perform(actions);
         }
     }
@@ -266,6 +300,7 @@ impl Runner {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             let acts = self.acts();
+            let makes = matches!(action, Action::CreateSandbox | Action::Start { .. });
             let future: BoxFuture<'static, Done> = match action {
                 Action::Event { field, kind, reason, message } => {
                     self.core.tell(&self.entry.reference, field, kind, reason, message);
@@ -287,9 +322,13 @@ impl Runner {
                 }
                 Action::Probe { c, attempt, kind } => Box::pin(acts.probe(c, self.container(c, attempt), kind)),
                 Action::Signal { c, attempt, signal } => Box::pin(acts.signal(self.container(c, attempt), signal)),
+                Action::Resize { c, attempt, resources } => {
+                    Box::pin(acts.resize(c, self.container(c, attempt), resources))
+                }
+                Action::Measure => Box::pin(acts.measure()),
                 Action::Remove { c, attempt } => Box::pin(acts.remove_attempt(self.container(c, attempt))),
             };
-            self.work.push(future);
+            if makes { &self.making } else { &self.work }.push(future);
         }
     }
 
@@ -297,6 +336,7 @@ impl Runner {
         Acts {
             core: self.core.clone(),
             pod: self.pod.clone(),
+            writer: self.writer.clone(),
             dir: self.dir.clone(),
             ip: self.machine.state.ips.first().copied(),
         }

@@ -13,17 +13,22 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink,
 };
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
 use crate::provider::{FileSet, ResolvedVolume};
 
 const DATA: &str = "..data";
+/// The machine's file system in memory. shm_overview(7)
+const MEMORY: &str = "/dev/shm";
+const MEMORY_PREFIX: &str = "vnode-emptydir-";
 
 /// Which paths of this machine pods may mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +38,9 @@ pub(crate) enum HostPaths {
     Refused,
     /// Those at or below these folders, symlinks resolved.
     Below(Vec<PathBuf>),
+    /// Paths of another machine, which its engine checks: nothing of this machine is looked at.
+    #[cfg_attr(not(feature = "ssh"), allow(dead_code, reason = "only devices are other machines"))]
+    Elsewhere,
 }
 
 /// Makes a volume, or brings its files up to date. Returns what is to be mounted.
@@ -49,6 +57,9 @@ pub(crate) fn ensure(
             make_dir(&dir, 0o755)?;
             write_files(&dir, files, group)?;
         }
+        ResolvedVolume::EmptyDir { medium, .. } if medium == "Memory" && Path::new(MEMORY).is_dir() => {
+            return in_memory(&dir, group).map(Some);
+        }
         ResolvedVolume::EmptyDir { .. } => {
             if make_dir(&dir, 0o777)? {
                 give_to(&dir, group, 0o2770)?;
@@ -58,6 +69,45 @@ pub(crate) fn ensure(
         ResolvedVolume::Other { .. } => return Ok(None),
     }
     Ok(Some(dir))
+}
+
+/// An emptyDir in memory: a folder of the machine's own memory file system, with a link to it among the pod's volumes.
+fn in_memory(link: &Path, group: Option<u32>) -> io::Result<PathBuf> {
+    if let Ok(there) = link.read_link() {
+        if there.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+            return Ok(there);
+        }
+        // The machine was restarted, and memory has forgotten.
+        remove_file(link)?;
+    }
+    // Not to be guessed, since everybody may make folders there.
+    let made = Path::new(MEMORY).join(format!("{MEMORY_PREFIX}{:032x}", rand::random::<u128>()));
+    fs::DirBuilder::new().mode(0o700).create(&made)?;
+    symlink(&made, link)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o777))?;
+    give_to(&made, group, 0o2770)?;
+    Ok(made)
+}
+
+/// How many bytes the files below a folder take on disk, or in memory. Symlinks are not followed, but for the folder
+/// itself.
+pub(crate) fn usage(dir: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut sum = 0;
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir)? {
+            // It may be gone by now.
+            let Ok(entry) = entry else { continue };
+            let Ok(found) = entry.metadata() else { continue };
+            // stat(2): blocks of 512 bytes, whatever the file system's are.
+            sum += found.blocks() * 512;
+            if found.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    Ok(sum)
 }
 
 /// The source of a mount: the volume, or a part of it that is proved to lie inside.
@@ -74,6 +124,15 @@ pub(crate) fn part(root: &Path, sub_path: Option<&str>, generated: bool, copy: &
     }
     copy_tree(&source, copy)?;
     Ok(copy.to_owned())
+}
+
+/// As [`part`], of a folder of another machine, where nothing can be looked at from here.
+pub(crate) fn part_elsewhere(root: &Path, sub_path: Option<&str>) -> io::Result<PathBuf> {
+    let sub_path = Path::new(sub_path.unwrap_or_default());
+    if sub_path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Ok(root.join(sub_path).components().collect());
+    }
+    Err(refused(format!("subPath {:?} must be relative and without \"..\"", sub_path.display().to_string())))
 }
 
 /// Resolves a relative path without leaving `root`, by `..` or by symlink. Missing folders are made.
@@ -103,6 +162,9 @@ fn inside(root: &Path, sub_path: &str, create: bool) -> io::Result<PathBuf> {
 }
 
 fn host_path(path: &Path, kind: &str, allowed: &HostPaths) -> io::Result<PathBuf> {
+    if *allowed == HostPaths::Elsewhere {
+        return Ok(path.to_owned());
+    }
     let HostPaths::Below(allowed) = allowed else {
         return Err(refused("hostPath volumes are not allowed on this node".into()));
     };
@@ -143,8 +205,19 @@ fn host_path(path: &Path, kind: &str, allowed: &HostPaths) -> io::Result<PathBuf
     }
 }
 
+/// Only one version of a volume is put into place at a time: of two, each would clear away the other's folder.
+fn turn(dir: &Path) -> MutexGuard<'static, ()> {
+    static TURNS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
+    let mut hasher = DefaultHasher::new();
+    dir.hash(&mut hasher);
+    let turn = &TURNS[hasher.finish() as usize % TURNS.len()];
+    // It guards nothing of its own, so a panic under it has broken nothing.
+    turn.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Puts a version of the files into place, unless it is there already.
 fn write_files(dir: &Path, files: &FileSet, group: Option<u32>) -> io::Result<()> {
+    let _turn = turn(dir);
     let digest: String = files.digest()[..8].iter().map(|b| format!("{b:02x}")).collect();
     let old = fs::read_link(dir.join(DATA)).ok();
     let is_current = old.as_ref().and_then(|o| o.to_str()).is_some_and(|o| o.ends_with(&digest));
@@ -262,6 +335,19 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
         Some(std::os::unix::fs::MetadataExt::uid(&meta)),
         Some(std::os::unix::fs::MetadataExt::gid(&meta)),
     ))
+}
+
+/// Removes a pod's folder, and what its volumes have elsewhere.
+pub(crate) fn remove_pod(dir: &Path, volumes: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(volumes).into_iter().flatten().flatten() {
+        let Ok(there) = entry.path().read_link() else { continue };
+        let ours = there.parent() == Some(Path::new(MEMORY))
+            && there.file_name().is_some_and(|n| n.to_string_lossy().starts_with(MEMORY_PREFIX));
+        if ours {
+            remove_tree(&there)?;
+        }
+    }
+    remove_tree(dir)
 }
 
 /// Removes a folder and all in it. Succeeds when there is none.

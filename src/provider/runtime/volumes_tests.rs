@@ -111,3 +111,18 @@ fn host_paths_are_only_what_the_node_allows() {
     }
     assert!(!dir.path().join("secret").exists());
 }
+
+#[test]
+fn two_writers_of_one_volume_leave_one_whole_version() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let versions = ["x", "y", "z"].map(|v| files(&[("a", &format!("{v}{round}"), 0o644)]));
+        std::thread::scope(|scope| {
+            for version in &versions {
+                scope.spawn(|| ensured(dir.path(), version));
+            }
+        });
+        let text = fs::read_to_string(dir.path().join("v/a")).unwrap();
+        assert!(text.ends_with(&round.to_string()), "{text}");
+    }
+}

@@ -11,6 +11,7 @@ use std::process::Command;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change, mount_remount};
 use serde::{Deserialize, Serialize};
 
+use super::super::cgroup::Group;
 use super::super::layout::{ROOT, Run};
 use super::super::wire::{Request, SOCKET};
 
@@ -61,11 +62,14 @@ fn become_command(launch: &Launch) -> io::Result<Never> {
     if launch.tty {
         rustix::process::ioctl_tiocsctty(io::stdin())?;
     }
+    let group = run.group.as_ref().map(Group::entrance).transpose().map_err(|e| named(e, "finding its group"))?;
     let root = mount(&run, &home)?;
     if let Some(root) = &root {
         rustix::process::chroot(root)?;
         std::env::set_current_dir("/")?;
     }
+    // Late, since what is done here is not the container's, and some may use very little.
+    group.unwrap_or_default().enter().map_err(|e| named(e, "joining its group"))?;
     let own = rustix::process::getuid().as_raw();
     if own == 0 {
         let groups: Vec<_> = run.groups.iter().map(|g| rustix::thread::Gid::from_raw(*g)).collect();
@@ -100,7 +104,7 @@ fn mount(run: &Run, home: &Path) -> io::Result<Option<PathBuf>> {
     if run.mounts.is_empty() && run.root.is_none() {
         return Ok(None);
     }
-    if !own_namespace() {
+    if !own_namespace(&run.hostname) {
         return match &run.root {
             Some(_) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "a rootfs needs the right to mount")),
             None => Ok(None),
@@ -140,15 +144,15 @@ fn named(error: io::Error, what: &str) -> io::Error {
 }
 
 #[allow(deprecated, reason = "the process has one thread, so nobody else is affected")]
-fn own_namespace() -> bool {
+fn own_namespace(hostname: &str) -> bool {
     use rustix::thread::{UnshareFlags, unshare};
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     if uid == 0 {
-        if unshare(UnshareFlags::NEWNS).is_err() {
+        if unshare(UnshareFlags::NEWNS | UnshareFlags::NEWUTS).is_err() {
             return false;
         }
     } else {
-        if unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).is_err() {
+        if unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS | UnshareFlags::NEWUTS).is_err() {
             return false;
         }
         let mapped = std::fs::write("/proc/self/setgroups", "deny")
@@ -158,6 +162,8 @@ fn own_namespace() -> bool {
             return false;
         }
     }
+    // The kernel takes 64 bytes; a longer name is only in the environment.
+    let _ = rustix::system::sethostname(hostname.as_bytes());
     // Nothing that is mounted here may be seen outside.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).is_ok()
 }

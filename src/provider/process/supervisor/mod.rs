@@ -30,12 +30,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, WaitOptions};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use super::cgroup;
 use super::layout::{EXIT, LOG, RUN, RUNNING, Run, Running};
 use super::proc;
 use super::wire::{Frame, Reply, SOCKET};
@@ -87,6 +88,8 @@ struct Shared {
     output: broadcast::Sender<Frame>,
     grown: watch::Sender<u64>,
     ended: watch::Sender<Option<i32>>,
+    /// Has a receiver for each command that runs beside the main process.
+    sessions: watch::Sender<()>,
     launched: mpsc::Sender<String>,
 }
 
@@ -107,12 +110,18 @@ async fn supervise(myself: Pid) -> io::Result<()> {
         output: broadcast::Sender::new(LAG),
         grown: watch::Sender::new(0),
         ended: watch::Sender::new(None),
+        sessions: watch::Sender::new(()),
         launched,
         run,
     });
     tokio::task::spawn_local(reap(shared.clone()));
     tokio::task::spawn_local(server::serve(listener, shared.clone()));
 
+    if let Some(group) = &shared.run.group
+        && let Err(error) = group.make(&shared.run.limits)
+    {
+        return answer(&Reply::Failed(format!("setting its limits: {error}"))).await;
+    }
     let command = shared.run.command.clone();
     let (tty, stdin) = (shared.run.tty, shared.run.stdin);
     let mut child = match Child::spawn(&shared, command, tty, stdin, true) {
@@ -127,6 +136,7 @@ async fn supervise(myself: Pid) -> io::Result<()> {
     if let Some(message) = failed {
         kill_all(myself.as_raw_pid());
         let _ = child::status(&mut child.process, &shared).await;
+        shared.run.group.iter().for_each(cgroup::Group::remove);
         return answer(&Reply::Failed(message)).await;
     }
     let started_at = Timestamp::now();
@@ -162,20 +172,16 @@ async fn supervise(myself: Pid) -> io::Result<()> {
     };
     let _ = tokio::time::timeout(DRAIN, drained).await;
     let _ = writer.finish(Timestamp::now());
+    let oom_killed = shared.run.group.as_ref().is_some_and(cgroup::Group::ran_out_of_memory);
+    shared.run.group.iter().for_each(cgroup::Group::remove);
     let (code, signal) = status?;
-    let exit = Exit {
-        code,
-        signal,
-        started_at: Some(started_at),
-        finished_at,
-        oom_killed: false,
-        reason: None,
-        message: None,
-    };
+    let exit =
+        Exit { code, signal, started_at: Some(started_at), finished_at, oom_killed, reason: None, message: None };
     super::layout::write(Path::new(EXIT), &exit)?;
     shared.ended.send_replace(Some(code));
-    // Attached clients get the last output and the code before everything closes.
-    tokio::time::timeout(DRAIN, shared.output.closed()).await.ok();
+    // Clients get the last output and the code before everything closes.
+    let told = async { tokio::join!(shared.output.closed(), shared.sessions.closed()) };
+    tokio::time::timeout(DRAIN, told).await.ok();
     Ok(())
 }
 
@@ -198,9 +204,7 @@ fn kill_all(me: i32) {
         if left.is_empty() {
             return;
         }
-        for pid in left.into_iter().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
+        proc::kill(left);
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 use super::child::{self, Child, Input, Output};
 use super::{Shared, kill_all};
 use crate::provider::LogSource;
+use crate::provider::process::proc;
 use crate::provider::process::wire::{Frame, Frames, Reply, Request, hear, say};
 use crate::provider::runtime;
 
@@ -183,6 +184,7 @@ async fn exec(
     stdin: bool,
     tty: bool,
 ) -> io::Result<()> {
+    let _session = shared.sessions.subscribe();
     let mut child = match Child::spawn(shared, command, tty, stdin, false) {
         Ok(child) => child,
         Err(error) => return say(&mut write, &Reply::Failed(error.to_string())).await,
@@ -242,10 +244,6 @@ async fn exec(
 
 /// The command and what it started in the same session.
 fn kill_session(pid: i32) {
-    let table = crate::provider::process::proc::table();
-    let family = crate::provider::process::proc::family(&table, pid);
-    for pid in family.into_iter().chain([pid]).filter_map(Pid::from_raw) {
-        // It may have ended by itself.
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
-    }
+    let family = proc::family(&proc::table(), pid);
+    proc::kill(family.into_iter().chain([pid]));
 }

@@ -2,28 +2,36 @@
 //!
 //! As in kubelet, one container is started at a time, so that a postStart hook holds up what comes after it.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::plan::Group;
 use super::state::{End, Growing, ProbeKind, Run, SandboxState, Stage, after};
-use super::{Action, Machine};
+use super::{Action, Machine, Measuring};
 use crate::provider::EventType::{Normal, Warning};
 use crate::provider::runtime::engine::Exit;
 
 /// Steps at one time; each changes a container's stage, so far fewer are taken.
 const MAX_STEPS: usize = 1000;
 /// How long a container that could not be started shows that, when it is tried again at once.
-const SHOWN: std::time::Duration = std::time::Duration::from_secs(1);
+const SHOWN: Duration = Duration::from_secs(1);
+/// How often volumes with a limit are looked at. kubelet: `evictionMonitoringPeriod`.
+const MEASURE: Duration = Duration::from_secs(10);
+/// What is left to a pod that is evicted. kubelet: `immediateEvictionGracePeriodSeconds`.
+const EVICTED: Duration = Duration::from_secs(1);
 
 impl Machine {
     pub(super) fn advance(&mut self, now: Timestamp, out: &mut Vec<Action>) {
         self.wake = None;
         self.check_deadline(now, out);
+        self.check_limits(now, out);
         for _ in 0..MAX_STEPS {
             if !self.step(now, out) {
                 break;
             }
         }
+        self.resize(now, out);
         self.probe(now, out);
     }
 
@@ -37,6 +45,9 @@ impl Machine {
         }
         if self.state.stopping.is_some() {
             return self.settle_idle(now);
+        }
+        if self.state.renewing {
+            return self.renew(now, out);
         }
         if self.is_over() {
             return self.wind_down(now, out);
@@ -76,6 +87,34 @@ impl Machine {
         }
     }
 
+    /// `emptyDir.sizeLimit`: looked at now and then, as kubelet's eviction manager does.
+    fn check_limits(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+        let idle = self.state.sandbox != SandboxState::Ready || self.state.stopping.is_some() || self.is_over();
+        if self.plan.limits.is_empty() || idle {
+            return;
+        }
+        let at = match self.measuring {
+            Measuring::UnderWay => return,
+            Measuring::At(at) => at,
+            Measuring::Never => after(now, MEASURE),
+        };
+        self.measuring = Measuring::At(at);
+        if self.due(at, now) {
+            self.measuring = Measuring::UnderWay;
+            out.push(Action::Measure);
+        }
+    }
+
+    pub(super) fn measured(&mut self, over: &[String], now: Timestamp, out: &mut Vec<Action>) {
+        self.measuring = Measuring::At(after(now, MEASURE));
+        let found = self.plan.limits.iter().find(|(name, _)| over.contains(name));
+        let Some((name, limit)) = found.filter(|_| self.state.stopping.is_none()) else { return };
+        let message = format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. ");
+        self.state.ended = Some(("Evicted".into(), message.clone()));
+        self.event(None, Warning, "Evicted", message, out);
+        self.stop(EVICTED, now, out);
+    }
+
     /// Decides whether a container that has ended runs again.
     fn after_exit(&mut self, c: usize, now: Timestamp, out: &mut Vec<Action>) -> bool {
         let plan = &self.plan.containers[c];
@@ -84,6 +123,14 @@ impl Machine {
         let Stage::Exited(end) = &mut run.stage else { return false };
         if end.settled {
             return false;
+        }
+        if !stays && self.state.renewing {
+            return false;
+        }
+        if !stays && !run.renewed && plan.restarts_all_after(end.exit.code) {
+            run.renewed = true;
+            self.state.renewing = true;
+            return true;
         }
         if stays || !(run.changed || plan.restarts_after(end.exit.code)) {
             end.settled = true;
@@ -127,6 +174,12 @@ impl Machine {
         if self.state.containers.iter().any(Run::is_starting) {
             return false;
         }
+        // They are for those who want to know why the others do not start.
+        let is_ephemeral = |c: &usize| self.plan.containers[*c].group == Group::Ephemeral;
+        let ephemeral: Vec<usize> = (0..self.state.containers.len()).filter(is_ephemeral).collect();
+        if ephemeral.into_iter().any(|c| self.start(c, now, out)) {
+            return true;
+        }
         for c in 0..self.state.containers.len() {
             let group = self.plan.containers[c].group;
             if group == Group::Init && self.state.containers[c].passed {
@@ -138,7 +191,7 @@ impl Machine {
             let holds_up = match group {
                 Group::Init => true,
                 Group::Sidecar => !self.state.containers[c].passed,
-                Group::Main => false,
+                Group::Main | Group::Ephemeral => false,
             };
             if holds_up {
                 return false;
@@ -158,6 +211,9 @@ impl Machine {
             return false;
         }
         let run = &mut self.state.containers[c];
+        if let Stage::Held { reason, message, .. } | Stage::BackOff { reason, message, .. } = &run.stage {
+            run.shown = Some((reason.clone(), message.clone()));
+        }
         if matches!(run.stage, Stage::BackOff { .. }) {
             run.again(now);
         }
@@ -212,11 +268,11 @@ impl Machine {
         }
     }
 
-    /// The pod is over: what sidecars still run are ended.
+    /// The pod is over: sidecars and ephemeral containers that still run are ended.
     fn wind_down(&mut self, now: Timestamp, out: &mut Vec<Action>) -> bool {
         let mut changed = false;
         for c in (0..self.state.containers.len()).rev() {
-            if self.plan.containers[c].group != Group::Sidecar {
+            if !matches!(self.plan.containers[c].group, Group::Sidecar | Group::Ephemeral) {
                 continue;
             }
             let run = &mut self.state.containers[c];

@@ -124,11 +124,15 @@ impl Machine {
     /// Takes another version of the pod's spec. Containers whose image changed are run anew.
     pub(crate) fn replan(&mut self, plan: super::plan::Plan, now: Timestamp) -> Vec<Action> {
         let mut out = Vec::new();
-        if plan.containers.len() != self.plan.containers.len() {
+        // Ephemeral containers may have been added; nothing else ever is.
+        let begin = plan.containers.iter().map(|c| &c.name).take(self.plan.containers.len());
+        if !begin.eq(self.plan.containers.iter().map(|c| &c.name)) {
             return out;
         }
         let old = std::mem::replace(&mut self.plan, plan);
-        for c in 0..self.state.containers.len() {
+        let added = self.plan.containers[old.containers.len()..].iter();
+        self.state.containers.extend(added.map(|c| super::state::Run::new(&c.name)));
+        for c in 0..old.containers.len() {
             let run = &mut self.state.containers[c];
             let same = old.containers[c].image == self.plan.containers[c].image;
             if same || self.state.stopping.is_some() {

@@ -10,6 +10,8 @@
 //! | [`state`] | where the pod is |
 //! | `take` | what an input changes |
 //! | `advance` | what is next: sandbox, init containers, sidecars, containers, restarts, probes |
+//! | `renew` | all containers of a pod once more |
+//! | `resize` | other resources for what runs |
 //! | `ending` | how containers are ended: hooks, order, signals |
 //! | `resume` | taking up a pod that ran before |
 //! | `status` | what the agent is told |
@@ -20,6 +22,8 @@
 mod advance;
 mod ending;
 pub(crate) mod plan;
+mod renew;
+mod resize;
 mod resume;
 pub(crate) mod state;
 mod status;
@@ -31,6 +35,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::provider::EventType;
 use crate::provider::runtime::engine::{Exit, Image, Signal};
@@ -51,6 +56,8 @@ pub(crate) enum Failure {
 pub(crate) enum Input {
     /// The sandbox is there, and the volumes are; or not.
     Sandbox(Result<Vec<IpAddr>, Failure>),
+    /// A sandbox that was there has other addresses, or is gone.
+    SandboxChanged(Option<Vec<IpAddr>>),
     /// The image is there, or not.
     Image {
         c: usize,
@@ -87,6 +94,21 @@ pub(crate) enum Input {
         c: usize,
         attempt: u32,
         error: Option<String>,
+    },
+    /// The container has these resources now, or not.
+    Resized {
+        c: usize,
+        attempt: u32,
+        resources: Box<ResourceRequirements>,
+        result: Result<(), Failure>,
+    },
+    /// What was missing for the container's configuration is there.
+    Configured {
+        c: usize,
+    },
+    /// These volumes hold more than they may.
+    Measured {
+        over: Vec<String>,
     },
     /// The pod is to end.
     Stop {
@@ -136,6 +158,14 @@ pub(crate) enum Action {
         attempt: u32,
         kind: ProbeKind,
     },
+    /// Give it other resources while it runs.
+    Resize {
+        c: usize,
+        attempt: u32,
+        resources: Box<ResourceRequirements>,
+    },
+    /// Look how much is in volumes with a limit.
+    Measure,
     /// An attempt that nobody asks for any more.
     Remove {
         c: usize,
@@ -155,13 +185,23 @@ pub(crate) struct Machine {
     pub plan: Plan,
     pub state: PodState,
     wake: Option<Timestamp>,
+    measuring: Measuring,
+}
+
+/// When volumes with a limit are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Measuring {
+    #[default]
+    Never,
+    At(Timestamp),
+    UnderWay,
 }
 
 impl Machine {
     /// A pod that is accepted at `now`.
     pub fn new(plan: Plan, now: Timestamp) -> Self {
         let state = PodState::new(plan.containers.iter(), now);
-        Self { plan, state, wake: None }
+        Self { plan, state, wake: None, measuring: Measuring::Never }
     }
 
     /// Takes what was seen and says what is to be done.

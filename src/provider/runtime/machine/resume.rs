@@ -37,7 +37,7 @@ impl Machine {
             }
             None => state.sandbox = SandboxState::Wanted { not_before: now, delay: std::time::Duration::ZERO },
         }
-        let mut machine = Self { plan, state, wake: None };
+        let mut machine = Self { plan, state, wake: None, measuring: super::Measuring::Never };
         let mut inputs = Vec::new();
         for c in 0..machine.state.containers.len() {
             let name = machine.plan.containers[c].name.clone();

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{ContainerPlan, ProbePlan};
@@ -24,6 +25,9 @@ pub(crate) struct PodState {
     /// One for each container of the plan, in its order.
     pub containers: Vec<Run>,
     pub stopping: Option<Stopping>,
+    /// All containers are ended, to run again from the first one.
+    #[serde(default)]
+    pub renewing: bool,
     /// Why the runtime ended the pod of its own accord: reason and message.
     pub ended: Option<(String, String)>,
 }
@@ -58,6 +62,9 @@ pub(crate) struct Run {
     pub stage: Stage,
     /// How the run before the current one ended.
     pub last: Option<End>,
+    /// Why it does not run, which users still see while it is tried again.
+    #[serde(default)]
+    pub shown: Option<(String, String)>,
     pub crashes: Option<Growing>,
     pub pulls: Option<Growing>,
     /// How long the last step that got no answer was waited for.
@@ -74,8 +81,26 @@ pub(crate) struct Run {
     pub ending: Option<Ending>,
     /// Run it again whatever its end, since its image changed.
     pub changed: bool,
+    /// Its end has made all containers run again; it is not to do so twice.
+    #[serde(default)]
+    pub renewed: bool,
+    /// The resources that it was given; `None` before it was made.
+    #[serde(default)]
+    pub given: Option<ResourceRequirements>,
+    #[serde(skip)]
+    pub resizing: Resizing,
     #[serde(skip)]
     pub probes: Probes,
+}
+
+/// Whether a container is just being given other resources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Resizing {
+    #[default]
+    No,
+    UnderWay,
+    /// It did not succeed, and is tried again then.
+    At(Timestamp),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,6 +278,7 @@ impl Run {
             runs: 0,
             stage: Stage::waiting(),
             last: None,
+            shown: None,
             crashes: None,
             pulls: None,
             retry: Duration::ZERO,
@@ -263,6 +289,9 @@ impl Run {
             passed: false,
             ending: None,
             changed: false,
+            renewed: false,
+            given: None,
+            resizing: Resizing::No,
             probes: Probes::default(),
         }
     }
@@ -302,7 +331,7 @@ impl PodState {
     pub fn durable(&self) -> Self {
         let mut state = self.clone();
         for run in &mut state.containers {
-            run.probes = Probes::default();
+            (run.probes, run.resizing) = (Probes::default(), Resizing::No);
         }
         state
     }
@@ -315,6 +344,7 @@ impl PodState {
             ips: Vec::new(),
             containers: containers.map(|c| Run::new(&c.name)).collect(),
             stopping: None,
+            renewing: false,
             ended: None,
         }
     }

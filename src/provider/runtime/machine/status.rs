@@ -1,5 +1,6 @@
 //! What the agent is told: each container's status as kubelet writes it.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
 };
@@ -14,10 +15,10 @@ impl Machine {
     /// The pod as it is. `scheme` goes before container IDs.
     pub fn observation(&self, scheme: &str) -> PodObservation {
         let idle = if self.plan.has_init() { "PodInitializing" } else { "ContainerCreating" };
-        let of = |main: bool| {
+        let of = |groups: &[Group]| {
             let all = self.plan.containers.iter().zip(&self.state.containers);
-            all.filter(|(plan, _)| (plan.group == Group::Main) == main)
-                .map(|(plan, run)| run.status(plan, scheme, idle))
+            all.filter(|(plan, _)| groups.contains(&plan.group))
+                .map(|(plan, run)| run.status(plan, scheme, idle, self.state.renewing))
                 .collect()
         };
         PodObservation {
@@ -25,8 +26,9 @@ impl Machine {
             start_time: Some(self.state.start_time),
             pod_ips: self.state.ips.clone(),
             host_ip: None,
-            init_containers: of(false),
-            containers: of(true),
+            init_containers: of(&[Group::Init, Group::Sidecar]),
+            containers: of(&[Group::Main]),
+            ephemeral_containers: of(&[Group::Ephemeral]),
             reason: self.state.ended.as_ref().map(|(reason, _)| reason.clone()),
             message: self.state.ended.as_ref().map(|(_, message)| message.clone()),
         }
@@ -34,7 +36,12 @@ impl Machine {
 }
 
 impl Run {
-    fn status(&self, plan: &ContainerPlan, scheme: &str, idle: &str) -> ContainerStatus {
+    fn status(&self, plan: &ContainerPlan, scheme: &str, idle: &str, renewing: bool) -> ContainerStatus {
+        // What has ended is about to begin again, with all the others.
+        let renewed = match &self.stage {
+            Stage::Exited(end) if renewing && plan.group != Group::Ephemeral => Some(end),
+            _ => None,
+        };
         let id = |id: &str| (!id.is_empty()).then(|| format!("{scheme}://{id}"));
         let waiting = |reason: &str, message: Option<&String>| ContainerState {
             waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message: message.cloned() }),
@@ -42,7 +49,10 @@ impl Run {
         };
         let state = match &self.stage {
             // The run is not the pod's business until its hook has succeeded.
-            Stage::Waiting { .. } | Stage::Pulling | Stage::Starting | Stage::Hooked { .. } => waiting(idle, None),
+            Stage::Waiting { .. } | Stage::Pulling | Stage::Starting | Stage::Hooked { .. } => match &self.shown {
+                Some((reason, message)) => waiting(reason, Some(message)),
+                None => waiting(idle, None),
+            },
             Stage::Held { reason, message, .. } | Stage::BackOff { reason, message, .. } => {
                 waiting(reason, Some(message))
             }
@@ -50,19 +60,24 @@ impl Run {
                 running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
                 ..ContainerState::default()
             },
+            Stage::Exited(_) if renewed.is_some() => waiting(idle, None),
             Stage::Exited(end) => end.state(scheme),
         };
-        let done = plan.group == Group::Init && self.end().is_some_and(|end| end.exit.code == 0);
+        let done = plan.group == Group::Init && renewed.is_none() && self.end().is_some_and(|end| end.exit.code == 0);
+        let differs = self.given.as_ref().filter(|given| self.is_alive() && **given != plan.resources);
         ContainerStatus {
             name: self.name.clone(),
             image: plan.image.clone(),
             image_id: self.image_id.clone(),
             container_id: id(&self.id),
-            ready: (self.ready && self.is_alive()) || done,
+            ready: (self.ready && self.is_alive() && plan.group != Group::Ephemeral) || done,
             started: Some(self.started && self.is_alive()),
             restart_count: i32::try_from(self.attempt()).unwrap_or(i32::MAX),
-            last_state: Some(self.last.as_ref().map(|end| end.state(scheme)).unwrap_or_default()),
+            last_state: Some(renewed.or(self.last.as_ref()).map(|end| end.state(scheme)).unwrap_or_default()),
             state: Some(state),
+            // Otherwise they are those of its spec.
+            allocated_resources: differs.and_then(|given| given.requests.clone()),
+            resources: differs.cloned(),
             ..ContainerStatus::default()
         }
     }
@@ -83,9 +98,14 @@ impl End {
                 container_id: (!self.id.is_empty()).then(|| format!("{scheme}://{}", self.id)),
                 exit_code: self.exit.code,
                 signal: self.exit.signal,
+                // Runtimes say so of what never started.
+                started_at: self
+                    .exit
+                    .started_at
+                    .or((reason == "StartError").then_some(Timestamp::UNIX_EPOCH))
+                    .map(Time),
                 reason: Some(reason),
                 message: self.message.clone(),
-                started_at: self.exit.started_at.map(Time),
                 finished_at: Some(Time(self.exit.finished_at)),
             }),
             ..ContainerState::default()

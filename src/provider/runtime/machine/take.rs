@@ -15,6 +15,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const HELD: Duration = Duration::from_secs(10);
 /// How long the error of a pull is shown before its back-off is.
 const SHOWN: Duration = Duration::from_secs(2);
+/// Why a container waits for what its configuration names. kubelet: `ErrCreateContainerConfig`.
+const UNCONFIGURED: &str = "CreateContainerConfigError";
 /// Exit code of a container that was made but could not be started. runc's.
 const NOT_STARTED: i32 = 128;
 
@@ -27,13 +29,33 @@ impl Machine {
         match input {
             Input::Tick => {}
             Input::Stop { grace } => self.stop(grace, now, out),
+            Input::Measured { over } => self.measured(&over, now, out),
+            Input::Configured { c } => {
+                let run = &mut self.state.containers[c];
+                if matches!(&run.stage, Stage::Held { reason, .. } if reason == UNCONFIGURED) {
+                    run.stage = Stage::waiting();
+                }
+            }
             Input::Sandbox(result) => self.sandbox(result, now, out),
+            Input::SandboxChanged(ips) => {
+                if self.state.sandbox == SandboxState::Ready {
+                    match ips {
+                        Some(ips) => self.state.ips = ips,
+                        None => self.state.sandbox = SandboxState::Wanted { not_before: now, delay: Duration::ZERO },
+                    }
+                }
+            }
             Input::Image { c, result } => self.image(c, result, now, out),
             Input::Started { c, attempt, result } => self.started(c, attempt, result, now, out),
             Input::Exited { c, attempt, exit, message } => self.exited(c, attempt, exit, message),
             Input::Probed { c, attempt, kind, good, message } => {
                 if self.is_current(c, attempt) {
                     self.probed(c, kind, good, &message, now, out);
+                }
+            }
+            Input::Resized { c, attempt, resources, result } => {
+                if self.is_current(c, attempt) {
+                    self.resized(c, *resources, result, now, out);
                 }
             }
             Input::PostStart { c, attempt, error } => {
@@ -96,6 +118,7 @@ impl Machine {
                 run.image_id = image.id;
                 (run.pulls, run.retry) = (None, Duration::ZERO);
                 run.stage = Stage::Starting;
+                run.given = Some(self.plan.containers[c].resources.clone());
                 let attempt = run.runs;
                 out.push(Action::Start { c, attempt });
             }
@@ -107,7 +130,9 @@ impl Machine {
                     "ErrImagePull" => format!("Failed to pull image {image:?}: {message}"),
                     _ => message.clone(),
                 };
-                self.event(Some(c), Warning, "Failed", said, out);
+                // kubelet has a word of its own for this one.
+                let word = if reason == "ErrImageNeverPull" { "ErrImageNeverPull" } else { "Failed" };
+                self.event(Some(c), Warning, word, said, out);
                 self.event(Some(c), Warning, "Failed", format!("Error: {reason}"), out);
                 let run = &mut self.state.containers[c];
                 let wait = Growing::next(run.pulls, now);
@@ -138,12 +163,19 @@ impl Machine {
             return;
         }
         let name = run.name.clone();
+        if !matches!(
+            result,
+            Err(NotStarted::Create(Failure::Unknown) | NotStarted::Start { failure: Failure::Unknown, .. })
+        ) {
+            run.shown = None;
+        }
         match result {
             Ok((id, since)) => {
                 run.runs += 1;
                 run.id = id;
                 run.stage = Stage::Running { since };
                 (run.started, run.ready, run.ending, run.changed) = (false, false, None, false);
+                (run.renewed, run.resizing) = (false, super::state::Resizing::No);
                 if let Some(attempt) = attempt.checked_sub(2) {
                     out.push(Action::Remove { c, attempt });
                 }

@@ -5,8 +5,10 @@
 //! | `http` | GET, with redirects and TLS that proves nothing |
 //! | `grpc` | `grpc.health.v1.Health/Check` |
 //! | `command` | a command in the container, its output kept up to a limit |
+//! | `counts` | how they went |
 
 mod command;
+mod counts;
 mod grpc;
 mod http;
 
@@ -17,6 +19,7 @@ use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Pro
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::time::timeout;
 
+pub(super) use self::counts::Probed;
 use super::engine::{ContainerRef, Engine};
 use crate::provider::{Duplex, ProviderError};
 
