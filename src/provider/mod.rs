@@ -11,21 +11,39 @@
 //! | [`types`] | what travels in both directions |
 //! | [`volumes`] | of it: the content of volumes, and credentials for images |
 //! | [`features`] | what of a pod a provider can do |
+//! | [`external`] | of it: providers that a program brings along |
+//! | `lost` | containers of which only is known that they are no more |
 //! | [`registry`] | from a VirtualNode's `spec.provider` to a running provider |
 //! | [`conformance`] | the checks that every provider must pass |
 //! | [`mock`] | the simulator |
 //! | [`process`] | pods as processes of this machine |
+//! | `docker` | pods as containers of a Docker or Podman engine; a cargo feature |
+//! | `grpc` | pods run by a gRPC service; a cargo feature |
+//! | [`web`] | pods that an HTTP service runs |
+//! | `remote` | what can be believed of services outside of this process |
+//! | `ssh` | pods as processes of a device that is reached over SSH; a cargo feature |
 //! | [`runtime`] | the pod life-cycle for engines that only start and stop containers |
 
 pub mod conformance;
+#[cfg(feature = "docker")]
+pub mod docker;
 pub mod error;
+pub mod external;
 pub mod features;
+#[cfg(feature = "grpc")]
+pub mod grpc;
+pub(crate) mod lost;
 pub mod mock;
 pub mod process;
 pub mod registry;
+pub(crate) mod remote;
 pub mod runtime;
+#[cfg(feature = "ssh")]
+pub mod ssh;
 pub mod types;
+mod usage;
 pub mod volumes;
+pub mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,8 +52,10 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{ProviderError, Result};
+pub use external::External;
 pub use features::{PodFeature, PodFeatures};
 pub use types::*;
+pub use usage::*;
 pub use volumes::{FileSet, PullCredentials, ResolvedMount, ResolvedVolume, VolumeFile};
 
 /// Receives word that a pod changed at the provider.
@@ -45,6 +65,10 @@ pub use volumes::{FileSet, PullCredentials, ResolvedMount, ResolvedVolume, Volum
 pub trait PodNotifier: Send + Sync + 'static {
     /// The pod is now as `observation` says.
     fn changed(&self, observation: PodObservation);
+
+    /// The provider had this pod and has it no more, without having been asked to remove it. The agent asks for it
+    /// before it concludes anything.
+    fn missing(&self, _pod: &PodRef) {}
 
     /// Something happened that users should see. Events are hints: they may be merged or dropped.
     fn event(&self, _event: PodEvent) {}
@@ -57,6 +81,9 @@ pub struct ProviderContext {
     pub node: Arc<str>,
     /// The VirtualNode's uid: the mark to put on everything made for this node.
     pub node_uid: Arc<str>,
+    /// Grows each time the node changes hands between replicas of the operator. A service that keeps it can refuse
+    /// what comes late from an older owner.
+    pub epoch: i64,
     /// Where to tell of changes.
     pub notifier: Arc<dyn PodNotifier>,
     /// The data of the credentials Secret, if the VirtualNode names one.
@@ -163,5 +190,11 @@ pub trait Provider: Send + Sync + 'static {
     /// What the node and its pods use at this moment.
     async fn stats(&self) -> Result<NodeUsage> {
         Err(ProviderError::Unsupported("statistics"))
+    }
+
+    /// How the probes went of the containers there are. None of it from a provider that leaves them to its service.
+    /// Asked for at every scrape, so it answers from memory.
+    fn probes(&self) -> Vec<ProbeCounts> {
+        Vec::new()
     }
 }

@@ -58,6 +58,10 @@ pub struct ResolvedPod {
     /// The pod's volumes by name. Without content when the provider's
     /// [`volume_files`](Capabilities::volume_files) say that it has no use for it.
     pub volumes: BTreeMap<String, ResolvedVolume>,
+    /// Containers that are not in [`containers`](Self::containers) yet, since something that they name is missing, and
+    /// what that is. Only for providers that say [`starts_apart`](Capabilities::starts_apart); the others get the pod
+    /// when all is there.
+    pub unresolved: BTreeMap<String, String>,
     /// Credentials from `imagePullSecrets`. See [`credentials_for`](Self::credentials_for).
     pub pull_secrets: Vec<PullCredentials>,
 }
@@ -173,6 +177,8 @@ pub struct PodObservation {
     pub init_containers: Vec<ContainerStatus>,
     /// One entry for each of `spec.containers`.
     pub containers: Vec<ContainerStatus>,
+    /// One entry for each of `spec.ephemeralContainers`.
+    pub ephemeral_containers: Vec<ContainerStatus>,
     /// A word for `status.reason` when the provider ended the pod of its own accord.
     pub reason: Option<String>,
     /// The sentence that goes with `reason`.
@@ -186,7 +192,8 @@ impl PodObservation {
     pub fn is_terminated(&self) -> bool {
         let over = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.terminated.is_some());
         let runs = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.running.is_some());
-        !self.containers.is_empty() && self.containers.iter().all(over) && !self.init_containers.iter().any(runs)
+        let mut others = self.init_containers.iter().chain(&self.ephemeral_containers);
+        !self.containers.is_empty() && self.containers.iter().all(over) && !others.any(runs)
     }
 }
 
@@ -233,11 +240,25 @@ pub struct NodeDescription {
     pub provider_id: Option<String>,
 }
 
+/// From what `uname -m` prints, or [`std::env::consts::ARCH`], to GOARCH.
+pub fn goarch(machine: &str) -> &str {
+    match machine {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "i386" | "i486" | "i586" | "i686" | "x86" => "386",
+        m if m.starts_with("armv") => "arm",
+        other => other,
+    }
+}
+
 /// What a provider can do beyond running pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// [`logs`](super::Provider::logs)
     pub logs: bool,
+    /// Logs are the text that there is: they cannot be followed, nor asked for since a time or of the run before, and
+    /// their lines have neither time nor source.
+    pub plain_logs: bool,
     /// [`exec`](super::Provider::exec)
     pub exec: bool,
     /// [`attach`](super::Provider::attach)
@@ -254,10 +275,39 @@ pub struct Capabilities {
     /// Pods live in this process and are gone with it. After a restart the agent hands them to
     /// [`restore_pod`](super::Provider::restore_pod).
     pub volatile: bool,
+    /// Pods have no identity but their namespace and name: one that has an older pod's name waits for that to go.
+    pub by_name: bool,
+    /// A pod that was stopped is gone: its end is known only while this process runs.
+    pub forgets_stopped: bool,
     /// What becomes of the files of volumes.
     pub volume_files: VolumeFiles,
+    /// Starts the containers whose configuration is there while others wait for theirs
+    /// ([`unresolved`](ResolvedPod::unresolved)), which come with a later update.
+    pub starts_apart: bool,
     /// What of a pod's fields it can do.
     pub pod: PodFeatures,
+}
+
+impl Capabilities {
+    /// Serves every request of the kubelet API, for pods with these fields.
+    pub const fn serving_all(pod: PodFeatures) -> Self {
+        Self {
+            logs: true,
+            plain_logs: false,
+            exec: true,
+            attach: true,
+            port_forward: true,
+            stats: true,
+            notifies: false,
+            events: false,
+            volatile: false,
+            by_name: false,
+            forgets_stopped: false,
+            volume_files: VolumeFiles::Ignored,
+            starts_apart: false,
+            pod,
+        }
+    }
 }
 
 /// What a provider does with the content of volumes.
@@ -341,48 +391,4 @@ pub struct SessionIo {
 pub struct ExitStatus {
     /// 0 is success; 128 + n when ended by signal n.
     pub code: i32,
-}
-
-/// Use of processor and memory at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Usage {
-    /// When it was measured.
-    pub time: Timestamp,
-    /// Processor time used since the start, in nanoseconds.
-    pub cpu_nanos: Option<u64>,
-    /// Processors in use, in billionths of one.
-    pub cpu_nano_cores: Option<u64>,
-    /// Memory that cannot be reclaimed under pressure, in bytes.
-    pub memory_working_set: Option<u64>,
-}
-
-/// Use of one pod.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodUsage {
-    /// Which pod.
-    pub pod: PodRef,
-    /// When it started.
-    pub start_time: Option<Timestamp>,
-    /// Its containers: name, start, use.
-    pub containers: Vec<ContainerUsage>,
-}
-
-/// Use of one container.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ContainerUsage {
-    /// The container's name.
-    pub name: String,
-    /// When it started.
-    pub start_time: Option<Timestamp>,
-    /// What it uses.
-    pub usage: Usage,
-}
-
-/// Use of a node and its pods. What is not known is left out, never zero.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct NodeUsage {
-    /// The machine as a whole; the sum of the pods when `None`.
-    pub node: Option<Usage>,
-    /// Each pod.
-    pub pods: Vec<PodUsage>,
 }
