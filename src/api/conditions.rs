@@ -16,6 +16,11 @@ pub const REGISTERED: &str = "Registered";
 /// The kubelet API listens with a valid certificate.
 pub const KUBELET_SERVING: &str = "KubeletServing";
 
+/// No pod is left that had to go. Only there while the node is being emptied or is to stay empty.
+pub const DRAINED: &str = "Drained";
+/// Nothing is changed at the node. Only there while it is so.
+pub const PAUSED: &str = "Paused";
+
 /// The conditions that [`READY`] rolls up, in the order in which they come true.
 pub const PARTS: [&str; 5] = [ACCEPTED, CREDENTIALS_READY, PROVIDER_REACHABLE, REGISTERED, KUBELET_SERVING];
 

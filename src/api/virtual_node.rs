@@ -1,6 +1,7 @@
 //! `VirtualNode`: one node of the cluster, described.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeAddress, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -59,7 +60,7 @@ pub struct VirtualNodeSpec {
     pub default_taint: bool,
     /// Labels of the Node, beside the default ones.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "labels")]
+    #[schemars(schema_with = "label_map")]
     pub labels: BTreeMap<String, String>,
     /// Annotations of the Node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -86,6 +87,13 @@ pub struct VirtualNodeSpec {
     /// What happens to the node's pods when the VirtualNode is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// How the node is emptied: when the VirtualNode is deleted, or now.
+    #[serde(default, skip_serializing_if = "DrainSpec::is_default")]
+    pub drain: DrainSpec,
+    /// Leave the node as it is: edits of the spec wait, no pod is started, changed or stopped. Its heartbeat and its
+    /// kubelet API go on, and a deletion of the VirtualNode is carried out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// `Run` the pods of DaemonSets, or `Ignore` them: they stay Pending and say why. When left out, the
     /// simulator runs them and every other provider ignores them, being no machine for node agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,12 +132,30 @@ pub struct SecretReference {
 }
 
 /// The node's kubelet API.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!(has(self.port) && has(self.mode) && self.mode == 'Shared')")
+        .message("nodes of mode Shared listen on the operator's --kubelet-shared-port: leave port out")
+)]
 pub struct KubeletSpec {
+    /// `PerNode` gives the node a port of its own. `Shared` puts it behind one port with all other such nodes of
+    /// the same operator process, for networks that admit only that: docs/kubelet-api.md says what differs.
+    #[serde(default)]
+    pub mode: KubeletMode,
     /// The port it listens on; one of the operator's range when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
+}
+
+/// How the port of a kubelet API is had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum KubeletMode {
+    /// A port for each node.
+    #[default]
+    PerNode,
+    /// One port for all of them.
+    Shared,
 }
 
 /// What happens to the node's pods when the VirtualNode is deleted.
@@ -138,7 +164,7 @@ pub struct KubeletSpec {
 pub struct DeletionPolicy {
     /// `Evict` respects PodDisruptionBudgets; `Delete` does not ask.
     pub pods: PodDeletion,
-    /// After so many seconds, whatever is left is deleted without grace and the Node goes, even if the
+    /// After so many seconds, of which `drain.timeout` is a part, whatever is left is deleted without grace and the Node goes, even if the
     /// provider no longer answers.
     #[schemars(range(min = 0, max = 86_400))]
     pub timeout_seconds: u32,
@@ -160,6 +186,83 @@ pub enum PodDeletion {
     Delete,
 }
 
+/// How a node is emptied: pods are evicted, then deleted with their grace period, then without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DrainSpec {
+    /// Empty the node now and keep it empty, without deleting it: it is cordoned and its pods are evicted. The
+    /// condition `Drained` says what holds it up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub requested: bool,
+    /// How long PodDisruptionBudgets may hold up evictions, such as `90s`, `10m` or `1h30m`; then pods are deleted. When
+    /// left out: four fifths of `deletionPolicy.timeoutSeconds` for a deletion, for ever for a drain on request.
+    #[schemars(schema_with = "duration")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Pods that no controller will make anew: `Evict` them as the others, or `Keep` them as long as the deadline allows.
+    #[serde(skip_serializing_if = "BarePods::is_default")]
+    pub bare_pods: BarePods,
+    /// Pods of DaemonSets, which come back as long as the Node is there: `Ignore` them, so that they go with it, or
+    /// `Evict` them as the others.
+    #[serde(skip_serializing_if = "DrainedDaemonSetPods::is_default")]
+    pub daemon_set_pods: DrainedDaemonSetPods,
+}
+
+impl DrainSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// `timeout`, if it is set and readable.
+    pub fn timeout(&self) -> Option<Duration> {
+        let text = self.timeout.as_deref()?;
+        let mut total = Duration::ZERO;
+        let mut number = 0_u64;
+        for c in text.chars() {
+            match (c.to_digit(10), c) {
+                (Some(digit), _) => number = number.saturating_mul(10).saturating_add(digit.into()),
+                (None, 'h') => total += Duration::from_secs(std::mem::take(&mut number).saturating_mul(3600)),
+                (None, 'm') => total += Duration::from_secs(std::mem::take(&mut number).saturating_mul(60)),
+                (None, 's') => total += Duration::from_secs(std::mem::take(&mut number)),
+                _ => return None,
+            }
+        }
+        Some(total)
+    }
+}
+
+/// What becomes of pods that no controller will make anew when their node is emptied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum BarePods {
+    /// They are evicted as the others.
+    #[default]
+    Evict,
+    /// They hold the drain up until its deadline.
+    Keep,
+}
+
+impl BarePods {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What becomes of the pods of DaemonSets when their node is emptied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum DrainedDaemonSetPods {
+    /// They stay as long as the Node.
+    #[default]
+    Ignore,
+    /// They are evicted as the others.
+    Evict,
+}
+
+impl DrainedDaemonSetPods {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What was last observed.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -167,7 +270,8 @@ pub struct VirtualNodeStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Accepted`, `CredentialsReady`, `ProviderReachable`, `Registered`, `KubeletServing`.
+    /// `Ready`, `Accepted`, `CredentialsReady`, `ProviderReachable`, `Registered`, `KubeletServing`; `Drained` while the
+    /// node is or has to be emptied, `Paused` while it is paused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
@@ -233,12 +337,11 @@ fn yes() -> bool {
     true
 }
 
-fn schema(value: serde_json::Value) -> schemars::Schema {
+pub(super) fn schema(value: serde_json::Value) -> schemars::Schema {
     // A literal object is always a valid schema.
     schemars::Schema::try_from(value).unwrap_or_default()
 }
 
-const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
 /// A qualified name: an optional DNS prefix and a name. apimachinery: `IsQualifiedName`.
 const QUALIFIED: &str = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$";
@@ -258,7 +361,7 @@ pub(super) fn quantities(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
             "x-kubernetes-int-or-string": true,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": 64,
-            "pattern": QUANTITY,
+            // No pattern: it would be all that the message has.
             "x-kubernetes-validations": [{
                 "rule": "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
                 "message": "must be a quantity that is not negative, such as 4, 500m or 16Gi",
@@ -268,7 +371,7 @@ pub(super) fn quantities(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
     }))
 }
 
-fn labels(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub(super) fn label_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schema(serde_json::json!({
         "type": "object",
         "maxProperties": 64,
@@ -305,6 +408,18 @@ fn taints(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     }))
 }
 
+fn duration(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema(serde_json::json!({
+        "type": "string",
+        "maxLength": 16,
+        // No pattern: it would be all that the message has.
+        "x-kubernetes-validations": [{
+            "rule": "self.size() > 0 && self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$')",
+            "message": "must be a time such as 90s, 10m or 1h30m",
+        }],
+    }))
+}
+
 fn operating_system(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schema(serde_json::json!({"type": "string", "enum": ["linux", "windows"], "nullable": true}))
 }
@@ -324,7 +439,7 @@ fn addresses(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     }))
 }
 
-fn conditions(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub(super) fn conditions(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let condition = generator.subschema_for::<Condition>();
     schema(serde_json::json!({
         "type": "array",

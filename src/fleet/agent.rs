@@ -1,19 +1,24 @@
 //! What is known of one node of the fleet. It owns no task and no timer.
 
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{NodeStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
+use super::drain::Progress;
 use super::plan::{Problem, Reached};
+use super::shard::lock::Held;
 use crate::api::ProviderSpec;
+use crate::cluster::fence::Hold;
 use crate::kubelet::{Listening, NodeBackend};
 use crate::node::render::Endpoint;
 use crate::pod::PodController;
 use crate::provider::{NodeDescription, Provider};
+use crate::telemetry::metrics::metrics;
 
 /// One node of the fleet.
 pub struct Agent {
@@ -21,7 +26,13 @@ pub struct Agent {
     pub name: Arc<str>,
     /// The VirtualNode's uid.
     pub uid: Arc<str>,
+    /// The right to act for it.
+    pub hold: Arc<Hold>,
+    /// How often the node has changed hands, for providers that can tell an older owner from a newer one.
+    pub epoch: AtomicI64,
     provider: ArcSwapOption<Arc<dyn Provider>>,
+    /// The addresses that the Node publishes.
+    names: ArcSwap<Vec<String>>,
     pods: Arc<PodController>,
     state: Mutex<State>,
 }
@@ -41,14 +52,24 @@ pub struct State {
     pub unreachable_since: Option<Instant>,
     /// The open port.
     pub listening: Option<Listening>,
+    /// The port is one that nodes share.
+    pub shares_port: bool,
+    /// The state of its certificate as metrics count it.
+    pub certificate: Option<&'static str>,
+    /// Until when its own certificate is valid, where it has one.
+    pub certificate_until: Option<Timestamp>,
     /// Where the kubelet API is, once it listens.
     pub endpoint: Option<Endpoint>,
     /// The uid of the Node that is ours.
     pub node_uid: Option<Arc<str>>,
-    /// The Node's status as we last wrote it, and when.
-    pub written: Option<(NodeStatus, Instant)>,
-    /// The uid of the Node that owns the Lease as we last wrote it.
-    pub lease_owner: Option<Arc<str>>,
+    /// The digest of the Node's status as we last wrote it, and when.
+    pub written: Option<(u64, Instant)>,
+    /// The node's Lease, while it is ours.
+    pub(super) held: Option<Held>,
+    /// When the Lease was last renewed.
+    pub renewed: Option<Instant>,
+    /// The Node and its Lease are being deleted: the Lease is not to come back.
+    pub leaving: bool,
     /// The pod controller runs this node's pods.
     pub runs_pods: bool,
     /// What stands in the way, by part.
@@ -57,6 +78,8 @@ pub struct State {
     pub told: Option<String>,
     /// When a status that only counts pods was last written.
     pub counts_written: Option<Instant>,
+    /// How far a drain of the node has come, while there is one.
+    pub(super) drained: Option<Progress>,
     /// The deadline of a deletion has passed and what was left behind has been told.
     pub gave_up: bool,
     /// When the agent was made, for the order of events.
@@ -80,9 +103,18 @@ pub struct Problems {
 
 impl Agent {
     /// An agent that has done nothing yet.
-    pub fn new(name: Arc<str>, uid: Arc<str>, pods: Arc<PodController>) -> Self {
+    pub fn new(name: Arc<str>, uid: Arc<str>, hold: Arc<Hold>, pods: Arc<PodController>) -> Self {
         let state = State { since: Some(Timestamp::now()), ..State::default() };
-        Self { name, uid, provider: ArcSwapOption::empty(), pods, state: Mutex::new(state) }
+        Self {
+            name,
+            uid,
+            hold,
+            epoch: AtomicI64::new(0),
+            provider: ArcSwapOption::empty(),
+            names: ArcSwap::default(),
+            pods,
+            state: Mutex::new(state),
+        }
     }
 
     /// Its state. Never held over an await.
@@ -100,6 +132,30 @@ impl Agent {
         self.provider.store(Some(Arc::new(provider)));
     }
 
+    /// Notes which addresses the Node publishes; what was noted before when they are the same.
+    pub fn set_names(&self, names: Vec<String>) -> Arc<Vec<String>> {
+        let before = self.names.load_full();
+        if *before == names {
+            return before;
+        }
+        let names = Arc::new(names);
+        self.names.store(names.clone());
+        names
+    }
+
+    /// Counts the node among those whose certificate is in this state.
+    pub fn note_certificate(&self, word: Option<&'static str>) {
+        let before = std::mem::replace(&mut self.state().certificate, word);
+        if before != word {
+            if let Some(word) = before {
+                metrics().certificates_in(word).dec();
+            }
+            if let Some(word) = word {
+                metrics().certificates_in(word).inc();
+            }
+        }
+    }
+
     /// Frees its port.
     pub fn close(&self) {
         self.state().listening = None;
@@ -114,6 +170,10 @@ impl NodeBackend for Agent {
 
     fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.pods(&self.name)
+    }
+
+    fn serving_names(&self) -> Arc<Vec<String>> {
+        self.names.load_full()
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {

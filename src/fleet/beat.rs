@@ -6,20 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
 use rand::Rng as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::Agent;
 use super::plan::Reached;
-use super::{Fleet, REQUEST_DEADLINE, is_conflict, is_not_found};
-use crate::api::names::{FIELD_MANAGER, LEASE_NAMESPACE, LEASE_RENEWAL};
+use super::{Fleet, REQUEST_DEADLINE};
+use crate::api::names::LEASE_RENEWAL;
 use crate::cluster::queue::{Backoff, Outcome};
-use crate::node::lease;
 use crate::provider::ProviderError;
 use crate::telemetry::metrics::metrics;
 
@@ -54,20 +49,31 @@ impl Fleet {
 
     async fn renew(self: Arc<Self>, name: Arc<str>) -> Outcome {
         let Some(agent) = self.agent(&name) else { return Outcome::Done };
-        let (node_uid, owner) = {
+        // The hold is confirmed for the term in which the request is sent.
+        let Some(term) = self.members.fence.term() else { return Outcome::After(GRID) };
+        let first = {
             let state = agent.state();
-            (state.node_uid.clone(), state.lease_owner.clone())
+            let Some(held) = state.held.as_ref().filter(|_| !state.leaving) else { return Outcome::Done };
+            held.node.is_none()
         };
-        let Some(node_uid) = node_uid else { return Outcome::Done };
         let start = Instant::now();
         // A renewal that takes longer than the interval is worth less than a new one.
-        let first = owner.is_none();
-        match tokio::time::timeout(LEASE_RENEWAL, self.write_lease(&agent, &node_uid, owner)).await {
-            Ok(Ok(())) => {
+        match tokio::time::timeout(LEASE_RENEWAL, self.renew_lease(&agent, term)).await {
+            Ok(Ok(true)) => {
                 metrics().lease_renew.observe(start.elapsed().as_secs_f64());
+                if let Some(before) = agent.state().renewed.replace(Instant::now()) {
+                    let late = before.elapsed().saturating_sub(LEASE_RENEWAL);
+                    metrics().lease_lateness.observe(late.as_secs_f64());
+                }
                 // The first interval is random, so that a fleet that starts together does not beat together.
                 let share = if first { rand::rng().random_range(0.3..1.0) } else { 1.0 };
                 Outcome::After(LEASE_RENEWAL.mul_f64(share).saturating_sub(start.elapsed()))
+            }
+            Ok(Ok(false)) => {
+                tracing::warn!(node = %name, "the node is another replica's by now");
+                self.let_go(&agent);
+                self.queue.add(name);
+                Outcome::Done
             }
             Ok(Err(error)) => {
                 tracing::debug!(node = %name, %error, "the Lease could not be renewed");
@@ -75,39 +81,6 @@ impl Fleet {
             }
             Err(_) => Outcome::Retry,
         }
-    }
-
-    async fn write_lease(&self, agent: &Agent, node_uid: &Arc<str>, owner: Option<Arc<str>>) -> kube::Result<()> {
-        let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
-        let (name, params) = (&*agent.name, PatchParams::apply(FIELD_MANAGER));
-        let now = Timestamp::now();
-        if owner.as_ref() == Some(node_uid) {
-            match api.patch_metadata(name, &params, &Patch::Merge(lease::renew(now))).await {
-                Err(error) if is_not_found(&error) => {}
-                answer => return answer.map(drop),
-            }
-        } else {
-            let adopt = lease::adopt(name, node_uid, &self.config.identity, now);
-            match api.patch_metadata(name, &params, &Patch::Merge(adopt)).await {
-                Err(error) if is_not_found(&error) => {}
-                Ok(_) => {
-                    agent.state().lease_owner = Some(node_uid.clone());
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let create = lease::create(name, node_uid, &self.config.identity, now);
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match api.create(&params, &create).await {
-            // Somebody else was faster: it is adopted by the retry.
-            Err(error) if is_conflict(&error) => agent.state().lease_owner = None,
-            answer => {
-                answer?;
-                agent.state().lease_owner = Some(node_uid.clone());
-            }
-        }
-        Ok(())
     }
 
     /// Asks the providers of all nodes whether they are there, until `shutdown`.
@@ -128,11 +101,19 @@ impl Fleet {
             asked.ping().await?;
             if describe { asked.describe_node().await.map(Some) } else { Ok(None) }
         });
-        let answer = match tokio::time::timeout(PROBE_DEADLINE, question.catch_unwind()).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(ProviderError::unavailable("it panicked; see the operator's log")),
-            Err(_) => Err(ProviderError::unavailable(format!("no answer within {} s", PROBE_DEADLINE.as_secs()))),
+        let start = Instant::now();
+        let (answer, outcome) = match tokio::time::timeout(PROBE_DEADLINE, question.catch_unwind()).await {
+            Ok(Ok(Ok(answer))) => (Ok(answer), "ok"),
+            Ok(Ok(Err(error))) => (Err(error), "error"),
+            Ok(Err(_)) => (Err(ProviderError::unavailable("it panicked; see the operator's log")), "panic"),
+            Err(_) => {
+                let error = format!("no answer within {} s", PROBE_DEADLINE.as_secs());
+                (Err(ProviderError::unavailable(error)), "timeout")
+            }
         };
+        if let Some(vn) = self.virtual_node(&name) {
+            metrics().provider_call(vn.spec.provider.kind.as_str(), "ping", outcome, start.elapsed());
+        }
         // Another provider may have been put under the node meanwhile: then this says nothing of it.
         if !agent.current_provider().is_some_and(|p| Arc::ptr_eq(&p, &provider)) {
             return Outcome::After(Duration::ZERO);
@@ -169,10 +150,9 @@ impl Fleet {
             }
         }
         let changed = (&state.reached, &state.description) != (&before.0, &before.1);
-        let (reached, runs_pods) = (state.reached == Reached::Yes, state.runs_pods);
-        drop(state);
-        if changed && runs_pods {
-            self.pods.set_reachable(&agent.name, reached);
+        // While the state is held, or the pods would be told by two, the older word last.
+        if changed && state.runs_pods {
+            self.pods.set_reachable(&agent.name, state.reached == Reached::Yes);
         }
         changed
     }

@@ -25,10 +25,18 @@ pub(super) struct Found {
 impl Fleet {
     /// The credentials of a VirtualNode: `None` when it asks for none.
     pub(super) async fn credentials(&self, vn: &VirtualNode) -> Result<Option<Found>, Problem> {
+        if let Some(alone) = &self.alone {
+            return Ok(alone.node.credentials.clone().map(|data| Found { data, version: String::new() }));
+        }
         let Some(reference) = &vn.spec.credentials_secret_ref else { return Ok(None) };
         let (name, namespace) = (&reference.name, &self.config.namespace);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         match within(api.get(name)).await {
+            // Its token is the way into the cluster, and providers send tokens to wherever their node's author says.
+            Ok(secret) if secret.type_.as_deref() == Some("kubernetes.io/service-account-token") => Err(Problem::new(
+                "SecretForbidden",
+                format!("Secret {name} in namespace {namespace} is a ServiceAccount's token, which no provider gets"),
+            )),
             Ok(secret) => {
                 let data = secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0.into())).collect();
                 let version = secret.metadata.resource_version.unwrap_or_default();

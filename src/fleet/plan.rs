@@ -1,13 +1,15 @@
 //! From what is known of a node to what its VirtualNode says.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::agent::Problems;
+use super::drain::Progress;
 use crate::api::conditions::{
-    self, ACCEPTED, CREDENTIALS_READY, KUBELET_SERVING, PROVIDER_REACHABLE, READY, REGISTERED,
+    self, ACCEPTED, CREDENTIALS_READY, DRAINED, KUBELET_SERVING, PAUSED, PROVIDER_REACHABLE, READY, REGISTERED,
 };
 use crate::api::virtual_node::{KubeletStatus, PodCounts, ProviderStatus};
 use crate::api::{VirtualNode, VirtualNodeStatus};
@@ -59,10 +61,14 @@ pub struct Known<'a> {
     pub registered: bool,
     /// Where the kubelet API listens.
     pub endpoint: Option<&'a Endpoint>,
+    /// Until when its own certificate is valid, where it has one.
+    pub certificate_until: Option<Timestamp>,
     /// The pods of the node.
     pub pods: PodCounts,
     /// What the provider can do, in words; empty while there is none.
     pub capabilities: Vec<String>,
+    /// How far a drain has come, while there is one.
+    pub(super) drained: Option<&'a Progress>,
     /// This replica.
     pub shard: &'a str,
 }
@@ -74,7 +80,12 @@ pub fn status(known: &Known<'_>, now: Timestamp) -> VirtualNodeStatus {
     let before = vn.status.clone().unwrap_or_default();
     let parts = parts(known);
     let mut all: Vec<Condition> = before.conditions;
-    all.retain(|c| c.type_ == READY || conditions::PARTS.contains(&&*c.type_));
+    all.retain(|c| match &*c.type_ {
+        READY => true,
+        DRAINED => known.drained.is_some(),
+        PAUSED => vn.spec.paused,
+        part => conditions::PARTS.contains(&part),
+    });
     // The first part that does not hold is the one to mend.
     let blocked = parts.iter().find(|(_, p)| p.is_some()).and_then(|(_, p)| p.clone());
     let (reason, message) = match &blocked {
@@ -83,9 +94,16 @@ pub fn status(known: &Known<'_>, now: Timestamp) -> VirtualNodeStatus {
     };
     conditions::set(&mut all, READY, blocked.is_none(), reason, message, generation, now);
     for (kind, problem) in &parts {
-        let (good, text) = good(kind);
-        let (reason, message) = problem.as_ref().map_or((good, text), |p| (p.reason, p.message.as_str()));
+        let (good, text) = good(kind, known);
+        let (reason, message) = problem.as_ref().map_or((good, &*text), |p| (p.reason, p.message.as_str()));
         conditions::set(&mut all, kind, problem.is_none(), reason, message, generation, now);
+    }
+    if let Some(drained) = known.drained {
+        conditions::set(&mut all, DRAINED, drained.done, drained.reason, &drained.message, generation, now);
+    }
+    if vn.spec.paused {
+        let message = "spec.paused: edits wait, and no pod is started, changed or stopped";
+        conditions::set(&mut all, PAUSED, true, "Paused", message, generation, now);
     }
     VirtualNodeStatus {
         observed_generation: generation,
@@ -145,25 +163,37 @@ fn parts(known: &Known<'_>) -> [(&'static str, Option<Problem>); 5] {
     ]
 }
 
-fn good(kind: &str) -> (&'static str, &'static str) {
-    match kind {
-        ACCEPTED => ("Valid", "the spec is valid and the name is free"),
-        CREDENTIALS_READY => ("Available", "the provider has the credentials that it needs"),
-        PROVIDER_REACHABLE => ("Answering", "the provider answers"),
-        REGISTERED => ("NodeRegistered", "the Node exists and is ours"),
-        _ => ("Listening", "the kubelet API listens with a valid certificate"),
-    }
+fn good(kind: &str, known: &Known<'_>) -> (&'static str, Cow<'static, str>) {
+    let (reason, text) = match (kind, known.certificate_until) {
+        (ACCEPTED, _) => ("Valid", "the spec is valid and the name is free"),
+        (CREDENTIALS_READY, _) => ("Available", "the provider has the credentials that it needs"),
+        (PROVIDER_REACHABLE, _) => ("Answering", "the provider answers"),
+        (REGISTERED, _) => ("NodeRegistered", "the Node exists and is ours"),
+        (_, None) => ("Listening", "the kubelet API listens with a valid certificate"),
+        (_, Some(until)) => {
+            let text = format!("the kubelet API listens with a certificate that is valid until {until}");
+            return ("Listening", text.into());
+        }
+    };
+    (reason, text.into())
 }
 
 /// What the Node's own `Ready` condition should say.
 ///
-/// A provider that was just lost keeps the node Ready for `grace`: a short outage evicts nobody.
-pub fn readiness(reached: &Reached, problem: Option<&Problem>, silent_for: Duration, grace: Duration) -> Readiness {
+/// A provider that was just lost keeps the node Ready for `grace`: a short outage evicts nobody. One that is not ready
+/// already, as `was_ready` says, does not become so without an answer.
+pub fn readiness(
+    reached: &Reached,
+    problem: Option<&Problem>,
+    silent_for: Duration,
+    grace: Duration,
+    was_ready: Option<bool>,
+) -> Readiness {
     if let Some(problem) = problem {
         return Readiness { ready: false, reason: problem.reason.into(), message: problem.message.clone() };
     }
     match reached {
-        Reached::No(error) if silent_for >= grace => {
+        Reached::No(error) if silent_for >= grace || was_ready == Some(false) => {
             Readiness { ready: false, reason: "ProviderUnreachable".into(), message: error.clone() }
         }
         Reached::Unknown => Readiness {
@@ -206,8 +236,10 @@ mod tests {
             description: None,
             registered: true,
             endpoint,
+            certificate_until: None,
             pods: PodCounts::default(),
             capabilities: vec!["logs".into()],
+            drained: None,
             shard: "me",
         }
     }
@@ -248,11 +280,12 @@ mod tests {
     #[test]
     fn a_short_outage_keeps_the_node_ready() {
         let (lost, grace) = (Reached::No("refused".into()), Duration::from_secs(20));
-        assert!(readiness(&lost, None, Duration::from_secs(5), grace).ready);
-        let after = readiness(&lost, None, Duration::from_secs(20), grace);
+        assert!(readiness(&lost, None, Duration::from_secs(5), grace, Some(true)).ready);
+        assert!(!readiness(&lost, None, Duration::from_secs(5), grace, Some(false)).ready, "after a restart");
+        let after = readiness(&lost, None, Duration::from_secs(20), grace, Some(true));
         assert_eq!((after.ready, &*after.reason, &*after.message), (false, "ProviderUnreachable", "refused"));
-        assert!(!readiness(&Reached::Unknown, None, Duration::ZERO, grace).ready);
+        assert!(!readiness(&Reached::Unknown, None, Duration::ZERO, grace, None).ready);
         let port = Problem::new("PortTaken", "p");
-        assert_eq!(readiness(&Reached::Yes, Some(&port), Duration::ZERO, grace).reason, "PortTaken");
+        assert_eq!(readiness(&Reached::Yes, Some(&port), Duration::ZERO, grace, None).reason, "PortTaken");
     }
 }

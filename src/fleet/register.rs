@@ -1,5 +1,6 @@
 //! A node's Node: created with its marks, adopted only when it is ours, written only when it differs.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::agent::Agent;
-use super::plan::{self, Problem};
-use super::{Fleet, is_conflict, is_not_found, within};
+use super::plan::{self, Problem, Reached};
+use super::{Fleet, held, is_conflict, is_not_found, within};
 use crate::api::{VirtualNode, names};
 use crate::node::live::LiveNode;
 use crate::node::ownership;
@@ -56,6 +57,8 @@ impl Fleet {
         let live = match self.nodes.get(&agent.name) {
             Some(live) if live.is_owned_by(&agent.uid) => live,
             Some(_) => return Err(Failed::Problem(taken(&agent.name))),
+            // Deleted already, by us in an earlier step or by somebody else: it is not to come back.
+            None if vn.metadata.deletion_timestamp.is_some() => return Ok(()),
             None => return self.create_node(vn, agent, description, endpoint, &marks).await,
         };
         let api: Api<Node> = Api::all(self.client.clone());
@@ -65,7 +68,7 @@ impl Fleet {
         }
         if let Some(patch) = ownership::patch(&live, &marks, vn.spec.unschedulable) {
             let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-            match within(api.patch(&agent.name, &params, &Patch::Merge(patch))).await {
+            match held(&agent.hold, api.patch(&agent.name, &params, &Patch::Merge(patch))).await {
                 Ok(node) => self.nodes.put(node),
                 Err(error) if is_not_found(&error) => return Ok(()), // the watch will tell
                 Err(error) => return Err(error.into()),
@@ -84,7 +87,7 @@ impl Fleet {
         endpoint: &Endpoint,
         marks: &render::Marks,
     ) -> Result<(), Failed> {
-        let status = self.wanted_status(vn, agent, description, endpoint);
+        let status = self.wanted_status(vn, agent, description, endpoint, None);
         let provider_id = description.and_then(|d| d.provider_id.clone());
         let node = Node {
             metadata: ObjectMeta {
@@ -95,16 +98,17 @@ impl Fleet {
             },
             spec: Some(NodeSpec {
                 taints: Some(marks.taints.clone()),
-                unschedulable: vn.spec.unschedulable.filter(|u| *u),
+                unschedulable: Some(marks.cordon || vn.spec.unschedulable == Some(true)).filter(|u| *u),
                 provider_id: provider_id
-                    .or_else(|| Some(format!("vnode://{}/{}", vn.spec.provider.kind.as_str(), agent.name))),
+                    .or_else(|| self.alone.as_ref()?.node.provider_id.clone())
+                    .or_else(|| Some(format!("vnode://{}/{}", vn.spec.provider.name(), agent.name))),
                 ..NodeSpec::default()
             }),
             status: Some(status.clone()),
         };
         let api: Api<Node> = Api::all(self.client.clone());
         let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
-        match within(api.create(&params, &node)).await {
+        match held(&agent.hold, api.create(&params, &node)).await {
             Ok(node) => {
                 let uid = node.metadata.uid.clone().unwrap_or_default();
                 let kept = node.status.as_ref().is_some_and(|s| s.conditions.as_ref().is_some_and(|c| !c.is_empty()));
@@ -113,7 +117,7 @@ impl Fleet {
                 self.adopt(agent, &uid);
                 tracing::info!(node = %agent.name, "registered");
                 if kept {
-                    agent.state().written = Some((status, Instant::now()));
+                    agent.state().written = Some((render::digest(&status), Instant::now()));
                 } else {
                     self.write_status(vn, agent, description, endpoint, &live).await?;
                 }
@@ -155,15 +159,16 @@ impl Fleet {
         agent: &Agent,
         description: Option<&NodeDescription>,
         endpoint: &Endpoint,
+        live: Option<&LiveNode>,
     ) -> NodeStatus {
         let state = agent.state();
         let silent = state.unreachable_since.map(|s| s.elapsed()).unwrap_or_default();
         let problem = state.problems.provider.as_ref().or(state.problems.credentials.as_ref());
         // Credentials that went missing under a provider that still answers are no outage.
         let problem = problem.filter(|_| agent.current_provider().is_none());
-        let readiness = plan::readiness(&state.reached, problem, silent, self.config.provider_grace);
-        let before: &[NodeCondition] =
-            state.written.as_ref().and_then(|(s, _)| s.conditions.as_deref()).unwrap_or_default();
+        let was_ready = live.and_then(LiveNode::ready).map(|ready| &*ready.status == "True");
+        let readiness = plan::readiness(&state.reached, problem, silent, self.config.provider_grace, was_ready);
+        let before = live.map(|live| &*live.conditions).unwrap_or_default();
         render::status(vn, description, endpoint, &readiness, before, Timestamp::now())
     }
 
@@ -175,15 +180,25 @@ impl Fleet {
         endpoint: &Endpoint,
         live: &LiveNode,
     ) -> kube::Result<()> {
-        let wanted = self.wanted_status(vn, agent, description, endpoint);
-        let ready = wanted.conditions.iter().flatten().find(|c| c.type_ == "Ready").cloned();
-        let said = ready.map(|c| (c.status, c.reason.unwrap_or_default()));
+        if agent.state().reached == Reached::Unknown
+            && !live.conditions.is_empty()
+            && agent.current_provider().is_some()
+        {
+            // After a restart or a takeover the Node says what it said until the provider has answered.
+            return Ok(());
+        }
+        let wanted = self.wanted_status(vn, agent, description, endpoint, Some(live));
+        let digest = render::digest(&wanted);
+        let ready = wanted.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+        let same = |c: &NodeCondition| {
+            live.ready().is_some_and(|l| *l.status == *c.status && Some(&*l.reason) == c.reason.as_deref())
+        };
         let due = {
             let state = agent.state();
-            state.written.as_ref().is_none_or(|(old, at)| {
+            state.written.is_none_or(|(old, at)| {
                 // Spread, so that a fleet that started together does not write together.
                 let interval = names::NODE_STATUS_INTERVAL.mul_f64(0.9 + spread(&agent.name) / 5.0);
-                at.elapsed() >= interval || render::differs(old, &wanted) || live.ready != said
+                at.elapsed() >= interval || old != digest || !ready.is_some_and(same)
             })
         };
         if !due {
@@ -192,10 +207,10 @@ impl Fleet {
         let api: Api<Node> = Api::all(self.client.clone());
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
         let patch = Patch::Strategic(status_patch(&wanted, live, description.is_some()));
-        match within(api.patch_status(&agent.name, &params, &patch)).await {
+        match held(&agent.hold, api.patch_status(&agent.name, &params, &patch)).await {
             Ok(node) => {
                 self.nodes.put(node);
-                agent.state().written = Some((wanted, Instant::now()));
+                agent.state().written = Some((digest, Instant::now()));
                 Ok(())
             }
             Err(error) if is_not_found(&error) => Ok(()),
@@ -227,13 +242,11 @@ fn status_patch(wanted: &NodeStatus, live: &LiveNode, described: bool) -> Value 
     json!({"metadata": {"uid": live.uid}, "status": status})
 }
 
-/// A number from 0 to 1 that a name always has.
+/// A number from 0 to 1 that a name always has in this process.
 fn spread(name: &str) -> f64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    // FNV leaves the high bits of similar names alike; a last mixing spreads them.
-    let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 pub(super) fn taken(name: &str) -> Problem {
