@@ -16,6 +16,8 @@
 //! | [`tls`] | serving certificates |
 //! | [`telemetry`] | logs, metrics, health |
 //! | [`api`] | the custom resource types |
+//!
+//! A program with providers of its own is a [`Program`] with them: see [`provider::External`].
 
 pub mod api;
 pub mod cli;
@@ -27,3 +29,5 @@ pub mod pod;
 pub mod provider;
 pub mod telemetry;
 pub mod tls;
+
+pub use cli::Program;

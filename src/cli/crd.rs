@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 
+use crate::provider::registry;
+
 /// Prints the CustomResourceDefinitions as YAML documents.
 pub(super) fn run() -> Result<()> {
-    for crd in crate::api::crds() {
+    for crd in crate::api::crds_with(&registry::global().members()) {
         print!("---\n{}", serde_saphyr::to_string(&crd)?);
     }
     Ok(())

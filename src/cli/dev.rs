@@ -18,8 +18,8 @@ use super::operator::NodeArgs;
 use crate::api::names;
 use crate::cluster::client;
 use crate::fleet;
-use crate::provider::process;
-use crate::telemetry::health::Readiness;
+use crate::provider::{process, registry};
+use crate::telemetry::health::{HealthServer, Readiness};
 
 /// First line of every kubeconfig that this command writes; a file without it is somebody else's.
 const MARK: &str = "# Written by `vnode dev`, which overwrites it.\n";
@@ -30,14 +30,23 @@ const OPERATOR: &str = "system:serviceaccount:vnode-system:vnode";
 const OPERATOR_GROUPS: [&str; 2] = ["system:serviceaccounts", "system:serviceaccounts:vnode-system"];
 
 /// What `config/default` installs, but for the Deployment: here the operator runs in this process.
-const INSTALL: [&str; 3] = [
+const INSTALL: [&str; 4] = [
     include_str!("../../config/manager/namespace.yaml"),
     include_str!("../../config/rbac/service_account.yaml"),
     include_str!("../../config/rbac/role.yaml"),
+    include_str!("../../config/rbac/serving.yaml"),
+];
+/// What it needs beside that to speak in the names of nodes.
+const IMPERSONATE: [&str; 3] = [
+    include_str!("../../config/impersonate/role.yaml"),
+    include_str!("../../config/csr/role.yaml"),
+    include_str!("../../config/impersonate/legacy.yaml"),
 ];
 const CRD_NAME: &str = "virtualnodes.vnode.dev";
 const SAMPLE: &str = include_str!("../../config/samples/fleet.yaml");
 const PROCESS_SAMPLE: &str = include_str!("../../config/samples/process.yaml");
+#[cfg(feature = "docker")]
+const DOCKER_SAMPLE: &str = include_str!("../../config/samples/docker.yaml");
 
 /// Flags of `vnode dev`.
 #[derive(Debug, Args)]
@@ -51,9 +60,13 @@ pub(super) struct DevArgs {
     /// Keep the cluster's state in this folder, so that it survives restarts. In memory without it.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
-    /// What the sample runs on: a simulated fleet, or one node whose pods are processes of this machine.
+    /// What the sample runs on: a simulated fleet, one node whose pods are processes of this machine, or one whose
+    /// pods are containers of the engine at DOCKER_HOST (unix:///var/run/docker.sock without it).
     #[arg(long, default_value = "mock", value_name = "TYPE")]
     provider: Sample,
+    /// Where the fleet page, metrics and health are served to this machine. Port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    metrics_addr: SocketAddr,
     /// Start no sample fleet.
     #[arg(long)]
     no_sample: bool,
@@ -79,6 +92,14 @@ pub(super) struct DevArgs {
 enum Sample {
     Mock,
     Process,
+    #[cfg(feature = "docker")]
+    Docker,
+}
+
+/// The engine's socket as other programs are told of it.
+#[cfg(feature = "docker")]
+fn docker_host() -> Option<String> {
+    std::env::var("DOCKER_HOST").ok().filter(|h| !h.is_empty())
 }
 
 impl Sample {
@@ -88,6 +109,11 @@ impl Sample {
             // Whoever starts this as root means it.
             Self::Process => PROCESS_SAMPLE
                 .replace("allowRoot: false", &format!("allowRoot: {}", rustix::process::geteuid().is_root())),
+            #[cfg(feature = "docker")]
+            Self::Docker => match docker_host() {
+                Some(host) => DOCKER_SAMPLE.replace("unix:///var/run/docker.sock", &host),
+                None => DOCKER_SAMPLE.to_owned(),
+            },
         }
     }
 
@@ -95,6 +121,8 @@ impl Sample {
         match self {
             Self::Mock => &TRY_SAMPLE,
             Self::Process => &TRY_PROCESS,
+            #[cfg(feature = "docker")]
+            Self::Docker => &TRY_DOCKER,
         }
     }
 }
@@ -126,6 +154,36 @@ impl DevArgs {
     pub(super) fn verbose(&self) -> bool {
         self.verbose
     }
+
+    /// What must end with the cluster: without a folder of its own it is gone with this process.
+    pub(super) fn passing(&self) -> Option<Passing> {
+        let passing = self.data_dir.is_none() && self.nodes.state_dir.is_none();
+        passing.then(|| Passing { sample: self.provider, state: self.state_dir() })
+    }
+
+    /// Where providers that run real programs keep what they must know after a restart.
+    fn state_dir(&self) -> PathBuf {
+        let kept = self.nodes.state_dir.clone().or_else(|| Some(self.data_dir.as_ref()?.join("pods")));
+        kept.unwrap_or_else(|| std::env::temp_dir().join(format!("vnode-dev-{}", std::process::id())))
+    }
+}
+
+/// What pods of a development cluster run on, when they must end with it.
+pub(super) struct Passing {
+    sample: Sample,
+    state: PathBuf,
+}
+
+impl Passing {
+    /// Ends and removes all of it. Called when nothing of the cluster's runs any more that would start it again.
+    pub(super) async fn remove(self) {
+        match self.sample {
+            Sample::Mock => {}
+            Sample::Process => process::remove_all(&self.state).await,
+            #[cfg(feature = "docker")]
+            Sample::Docker => crate::provider::docker::remove_all(&self.state, docker_host().as_deref()).await,
+        }
+    }
 }
 
 /// Runs until Ctrl-C or SIGTERM.
@@ -154,9 +212,9 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
     let admin = cluster.admin_kubeconfig()?;
     write_kubeconfig(&args.kubeconfig_out, &admin)?;
     let admin = client::connect_to(&admin).await?;
-    let fresh = install(&admin).await.context("installing vnode into the development cluster")?;
+    let fresh = install(&admin, &args.nodes).await.context("installing vnode into the development cluster")?;
     if args.cluster_only {
-        greet(cluster, args, &[]);
+        greet(cluster, args, None, &[]);
         shutdown.cancelled().await;
         return Ok(());
     }
@@ -164,37 +222,36 @@ async fn run_on(cluster: &DevCluster, args: &DevArgs, shutdown: CancellationToke
     let operator = client::connect_to(&cluster.kubeconfig(OPERATOR, &OPERATOR_GROUPS)?).await?;
     let mut nodes = args.nodes.clone();
     nodes.node_ip = nodes.node_ip.or(Some(Ipv4Addr::LOCALHOST.into()));
-    // Without a folder of its own the cluster ends with this process, and what it runs must end as well.
-    let passing = args.data_dir.is_none() && nodes.state_dir.is_none();
-    if args.provider == Sample::Process {
-        nodes.allow_host_processes = true;
-        let kept = args.data_dir.as_ref().map(|dir| dir.join("pods"));
-        let temporary = || std::env::temp_dir().join(format!("vnode-dev-{}", std::process::id()));
-        let state = nodes.state_dir.take().or(kept).unwrap_or_else(temporary);
-        nodes.state_dir = Some(std::path::absolute(state)?);
+    if args.provider != Sample::Mock {
+        nodes.allow_host_processes |= args.provider == Sample::Process;
+        nodes.allow_host_engine |= args.provider != Sample::Process;
+        nodes.state_dir = Some(std::path::absolute(args.state_dir())?);
     }
     nodes.register_providers();
     let config = nodes.config("dev".into(), NAMESPACE.into());
     let readiness = Readiness::new();
+    let health = HealthServer::bind(args.metrics_addr, readiness.clone())
+        .await
+        .with_context(|| format!("--metrics-addr: cannot listen on {}", args.metrics_addr))?
+        .open_on_loopback();
+    let page = format!("http://{}/fleet", health.local_addr()?);
     let fleet = fleet::run(operator, config, &readiness, shutdown.clone());
     let sample = async {
         // A cluster that was kept keeps what its user made of the sample.
         if fresh && !args.no_sample {
             create(&admin, &args.provider.manifest()).await.context("creating the sample fleet")?;
         }
-        greet(cluster, args, if args.no_sample { &TRY_EMPTY } else { args.provider.hints() });
+        greet(cluster, args, Some(&page), if args.no_sample { &TRY_EMPTY } else { args.provider.hints() });
         Ok::<_, anyhow::Error>(())
     };
-    let (fleet, sample) = tokio::join!(fleet, async {
+    let sample = async {
         let done = sample.await;
         if done.is_err() {
             shutdown.cancel();
         }
         done
-    });
-    if let (true, Some(state)) = (passing && args.provider == Sample::Process, &nodes.state_dir) {
-        process::remove_all(state).await;
-    }
+    };
+    let (fleet, sample, ()) = tokio::join!(fleet, sample, health.run(shutdown.clone()));
     sample?;
     Ok(fleet?)
 }
@@ -205,6 +262,15 @@ const TRY_PROCESS: [(&str, &str); 5] = [
     ("kubectl exec -it deploy/hello -- sh", "a shell beside it"),
     ("kubectl edit configmap greeting", "seen by the pod within a minute"),
     ("kubectl run crash --image=host -- sh -c 'exit 1'", "watch it back off: kubectl get pods -w"),
+];
+
+#[cfg(feature = "docker")]
+const TRY_DOCKER: [(&str, &str); 5] = [
+    ("kubectl get nodes,pods -o wide", "the node, and the pods on it"),
+    ("kubectl logs -f deploy/hello", "what a container writes"),
+    ("kubectl exec -it deploy/hello -- sh", "a shell in it"),
+    ("kubectl edit configmap greeting", "seen by the pod within a minute"),
+    ("kubectl run crash --image=busybox -- sh -c 'exit 1'", "watch it back off: kubectl get pods -w"),
 ];
 
 const TRY_SAMPLE: [(&str, &str); 4] = [
@@ -219,9 +285,12 @@ const TRY_EMPTY: [(&str, &str); 3] = [
     ("kubectl get virtualnodes", "what has become of it"),
 ];
 
-fn greet(cluster: &DevCluster, args: &DevArgs, hints: &[(&str, &str)]) {
+fn greet(cluster: &DevCluster, args: &DevArgs, page: Option<&str>, hints: &[(&str, &str)]) {
     println!("Kubernetes API  {}", cluster.url());
     println!("kubeconfig      {}", args.kubeconfig_out.display());
+    if let Some(page) = page {
+        println!("fleet page      {page}");
+    }
     if !hints.is_empty() {
         println!("\nIn another terminal:\n\n  export KUBECONFIG={}", shown(&args.kubeconfig_out));
         for (command, what) in hints {
@@ -237,14 +306,19 @@ fn shown(file: &Path) -> String {
 }
 
 /// Whether this is the cluster's first start.
-async fn install(admin: &Client) -> Result<bool> {
+async fn install(admin: &Client, nodes: &NodeArgs) -> Result<bool> {
     let crds = Api::<CustomResourceDefinition>::all(admin.clone());
     let fresh = crds.get_opt(CRD_NAME).await?.is_none();
-    for crd in crate::api::crds() {
+    for crd in crate::api::crds_with(&registry::global().members()) {
         apply_object(admin, serde_json::from_value(serde_json::to_value(crd)?)?).await?;
     }
     for manifest in INSTALL {
         apply(admin, manifest).await?;
+    }
+    if nodes.speaks_for_nodes() {
+        for manifest in IMPERSONATE {
+            apply(admin, manifest).await?;
+        }
     }
     let established = kube::runtime::wait::conditions::is_crd_established();
     let wait = kube::runtime::wait::await_condition(crds, CRD_NAME, established);
