@@ -16,6 +16,20 @@ pub(crate) fn text() -> String {
             ticks as f64 / 100.0,
         );
     }
+    if let Some(started) = started(&stat) {
+        let help = "When the process started, in seconds since 1970.";
+        gauge(&mut out, "process_start_time_seconds", "gauge", help, started);
+    }
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let runtime = runtime.metrics();
+        for (name, help, value) in [
+            ("vnode_tokio_workers", "Threads that run tasks.", runtime.num_workers()),
+            ("vnode_tokio_tasks", "Tasks that are not over.", runtime.num_alive_tasks()),
+            ("vnode_tokio_queued_tasks", "Tasks that wait for a thread.", runtime.global_queue_depth()),
+        ] {
+            gauge(&mut out, name, "gauge", help, value as f64);
+        }
+    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (field, name, kind, help, unit) in [
         ("VmRSS", "process_resident_memory_bytes", "gauge", "Resident memory in bytes.", 1024.0),
@@ -47,6 +61,14 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
+}
+
+/// The start in seconds since 1970: the kernel counts it from its own, in ticks.
+fn started(stat: &str) -> Option<f64> {
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let system = std::fs::read_to_string("/proc/stat").ok()?;
+    let booted: u64 = system.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(booted as f64 + ticks as f64 / 100.0)
 }
 
 fn status_field(status: &str, field: &str) -> Option<u64> {
