@@ -8,8 +8,10 @@ fn the_schema_refuses_nonsense_and_names_the_field() {
     let cases = [
         ("an unknown type", "  provider: {type: cray, mock: {}}\n", "spec.provider.type"),
         ("no member for the type", "  provider: {type: mock}\n", "provider.mock must be set"),
-        ("a member of another type", "  provider: {type: mock, mock: {}, docker: {}}\n", "spec.provider.docker"),
-        ("a capacity that is no quantity", "  capacity: {cpu: abc}\n", "spec.capacity"),
+        ("a member of another type", "  provider: {type: mock, mock: {}, docker: {}}\n", "provider.docker is for"),
+        ("an unknown member", "  provider: {type: mock, mock: {}, cray: {}}\n", "spec.provider.cray"),
+        ("a capacity that is no quantity", "  capacity: {cpu: abc}\n", "such as 4, 500m or 16Gi"),
+        ("a time that is none", "  drain: {timeout: soon}\n", "such as 90s"),
         ("a negative capacity", "  capacity: {cpu: \"-1\"}\n", "not negative"),
         ("a capacity with a bad name", "  capacity: {\"bad name!\": 1}\n", "spec.capacity"),
         ("an unknown effect", "  taints: [{key: a, effect: Sometimes}]\n", "spec.taints[0].effect"),
@@ -63,6 +65,25 @@ fn a_taken_port_is_a_condition_and_frees_itself() {
     assert!(vn["status"]["conditions"].to_string().contains(&port.to_string()));
     drop(holder);
     bed.wait(&format!("vn/{name}"), "condition=Ready");
+}
+
+#[test]
+fn a_port_that_another_program_took_meanwhile_is_given_up_for_another() {
+    let mut bed = Bed::new();
+    let name = bed.name("moves");
+    bed.ready_node(&name, "");
+    let port = bed.get(&format!("vn/{name}")).expect("it")["status"]["kubelet"]["port"].clone();
+    bed.kill_operator();
+    let port = port.as_u64().and_then(|p| u16::try_from(p).ok()).expect("a port");
+    let _holder = std::net::TcpListener::bind(("127.0.0.1", port)).expect("the port is free now");
+    bed.start_operator();
+    eventually("the Node says the other one", || {
+        let node = bed.get(&format!("node/{name}"))?;
+        let now = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64()?;
+        (now != u64::from(port)).then_some(())
+    });
+    bed.wait(&format!("vn/{name}"), "condition=KubeletServing");
+    assert!(bed.ask_node(&name, "healthz").contains("ok"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{Bed, pod};
+use crate::support::{Bed, eventually, pod};
 
 #[test]
 fn the_kubelet_api_refuses_strangers_and_says_nothing_about_pods() {
@@ -44,4 +44,53 @@ fn the_kubelet_api_refuses_strangers_and_says_nothing_about_pods() {
     assert_eq!(ask("/stats/summary", Some(token.trim())), "403", "but not for /stats");
     bed.kubectl(&format!("delete clusterrole,clusterrolebinding {}", bed.name("reader")));
     bed.kubectl(&format!("delete serviceaccount {} {}", bed.name("nobody"), bed.name("writer")));
+}
+
+#[test]
+fn no_secret_is_told_however_verbose_the_operator_is() {
+    const VALUE: &str = "correct-horse-battery-staple";
+    // The same in base64, as it is sent.
+    const ENCODED: &str = "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ";
+    let bed = Bed::with_operator_flags(&["--log-level", "trace"]);
+    let (node, app, secret) = (bed.name("quiet"), bed.name("app"), bed.name("secret"));
+    bed.kubectl(&format!("create secret generic {secret} --from-literal=password={VALUE}"));
+    bed.kubectl(&format!("create secret generic {secret} --from-literal=token={VALUE} --namespace vnode-system"));
+    bed.ready_node(&node, &format!("  credentialsSecretRef: {{name: {secret}}}"));
+    let pod = |name: &str, key: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+             nodeSelector: {{kubernetes.io/hostname: {node}}}\n  \
+             tolerations: [{{key: virtual-kubelet.io/provider, operator: Exists}}]\n  \
+             containers:\n    - name: main\n      image: example/app:1\n      \
+             env: [{{name: PASSWORD, valueFrom: {{secretKeyRef: {{name: {secret}, key: {key}}}}}}}]\n      \
+             envFrom: [{{secretRef: {{name: {secret}}}}}]\n      \
+             volumeMounts: [{{name: s, mountPath: /s}}]\n  \
+             volumes: [{{name: s, secret: {{secretName: {secret}}}}}]\n---\n"
+        )
+    };
+    // One that runs, and one that fails for its secret.
+    let failing = bed.name("failing");
+    bed.apply(&(pod(&app, "password") + &pod(&failing, "missing")));
+    bed.wait_phase(&app, "Running");
+    eventually("an event of the pod whose key is missing", || {
+        let events = bed.kubectl(&format!("get events --field-selector involvedObject.name={failing}"));
+        events.contains("missing").then_some(())
+    });
+    bed.kubectl(&format!("exec {app} -- env"));
+    let places = [
+        ("/metrics", bed.ask_node(&node, "metrics")),
+        ("/pods", bed.ask_node(&node, "pods")),
+        ("an event", bed.kubectl("get events -A -o yaml")),
+        ("a pod", bed.kubectl("get pods -o yaml")),
+        ("a node", bed.kubectl("get virtualnodes,nodes -o yaml")),
+        ("the log", bed.operator.as_ref().map(|o| o.log()).unwrap_or_default()),
+    ];
+    for (place, text) in places {
+        assert!(!text.is_empty(), "{place} says something");
+        for line in text.lines() {
+            assert!(!line.contains(VALUE) && !line.contains(ENCODED), "{place} tells a secret: {line}");
+            // Three parts in base64 are a token.
+            assert!(!line.contains("Bearer ey"), "{place} tells a token: {line}");
+        }
+    }
 }

@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 use vnode::kubelet::auth::{Auth, AuthOptions};
 use vnode::kubelet::{KubeletOptions, KubeletServer, Listening, NodeBackend};
 use vnode::provider::{
-    Capabilities, LogLine, LogOptions, LogSource, LogStream, NodeUsage, PodObservation, PodRef, Provider, ResolvedPod,
+    Capabilities, LogLine, LogOptions, LogSource, LogStream, NodeUsage, PodObservation, PodRef, ProbeCounts, Provider,
+    ResolvedPod,
 };
 use vnode::tls::ServingCerts;
 
@@ -86,9 +87,15 @@ impl Provider for Writer {
     async fn stats(&self) -> ProviderResult<NodeUsage> {
         Ok(NodeUsage::default())
     }
+    fn probes(&self) -> Vec<ProbeCounts> {
+        let pod = PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into() };
+        let (container, kind) = ("c".to_owned(), "Liveness");
+        vec![ProbeCounts { pod, container, kind, failed: 3, successful: Default::default(), seconds: 0.0 }]
+    }
 }
 
 struct Node {
+    name: &'static str,
     pod: Mutex<Option<Arc<Pod>>>,
     gone: Notify,
     provider: Arc<Writer>,
@@ -96,21 +103,25 @@ struct Node {
 
 impl Node {
     fn new() -> Arc<Self> {
+        Self::with("node-1", "p")
+    }
+
+    fn with(name: &'static str, pod: &str) -> Arc<Self> {
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"namespace": "ns", "name": "p", "uid": "u"},
+            "metadata": {"namespace": "ns", "name": pod, "uid": "u"},
             "spec": {"containers": [{"name": "c"}, {"name": "endless"}, {"name": "waiting"}]},
             "status": {"containerStatuses": [{"name": "waiting", "image": "", "imageID": "", "ready": false,
                 "restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}]},
         }))
         .unwrap();
-        Arc::new(Self { pod: Mutex::new(Some(Arc::new(pod))), gone: Notify::new(), provider: Arc::default() })
+        Arc::new(Self { name, pod: Mutex::new(Some(Arc::new(pod))), gone: Notify::new(), provider: Arc::default() })
     }
 }
 
 #[async_trait]
 impl NodeBackend for Node {
     fn name(&self) -> &str {
-        "node-1"
+        self.name
     }
     fn pods(&self) -> Vec<Arc<Pod>> {
         self.pod.lock().unwrap().iter().cloned().collect()
@@ -119,7 +130,7 @@ impl NodeBackend for Node {
         if name == "panic" {
             panic!("a panic on purpose");
         }
-        self.pod.lock().unwrap().clone().filter(|_| (namespace, name) == ("ns", "p"))
+        self.pod.lock().unwrap().clone().filter(|p| namespace == "ns" && p.metadata.name.as_deref() == Some(name))
     }
     fn provider(&self) -> Arc<dyn Provider> {
         self.provider.clone()
@@ -159,6 +170,8 @@ impl Authority {
 #[derive(Default)]
 struct ApiServer {
     client_ca: String,
+    /// A new bundle, for whoever watches.
+    next_ca: tokio::sync::watch::Sender<Option<String>>,
     token_reviews: AtomicUsize,
     access_reviews: Mutex<Vec<Value>>,
     down: AtomicBool,
@@ -183,8 +196,16 @@ impl ApiServer {
             "/api/v1/namespaces/kube-system/configmaps" => {
                 assert!(query.contains("extension-apiserver-authentication"), "{query}");
                 if query.contains("watch") {
-                    let silence = futures::stream::pending::<Result<hyper::body::Frame<Bytes>, Infallible>>();
-                    return Response::new(UnsyncBoxBody::new(StreamBody::new(silence)));
+                    let changes = futures::stream::unfold(self.next_ca.subscribe(), async |mut next| {
+                        next.changed().await.ok()?;
+                        let ca = next.borrow_and_update().clone();
+                        let event = json!({"type": "MODIFIED", "object": {"apiVersion": "v1", "kind": "ConfigMap",
+                            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system",
+                                "resourceVersion": "2"},
+                            "data": {"client-ca-file": ca}}});
+                        Some((Ok(hyper::body::Frame::data(Bytes::from(format!("{event}\n")))), next))
+                    });
+                    return Response::new(UnsyncBoxBody::new(StreamBody::new(changes)));
                 }
                 json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [{
                     "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
@@ -206,6 +227,11 @@ impl ApiServer {
                     "admin" => true,
                     "reader" => attributes["verb"] == "get",
                     "prober" => attributes["subresource"] == "healthz",
+                    "one-node" => attributes["name"] == "node-1",
+                    user if user.starts_with("only-") => {
+                        attributes["verb"] == "get"
+                            && user == format!("only-{}", attributes["subresource"].as_str().unwrap())
+                    }
                     _ => false,
                 };
                 self.access_reviews.lock().unwrap().push(spec);
@@ -270,7 +296,7 @@ impl World {
         identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     ) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.certs.authority().clone()).unwrap();
+        roots.add(self.certs.authority().unwrap()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -365,7 +391,14 @@ async fn reads_answer_as_a_kubelet_does() {
         ("/stats/summary", 200, r#""nodeName":"node-1""#),
         ("/metrics/resource", 200, "resource_scrape_error 0"),
         ("/metrics", 200, "vnode_kubelet_requests_total"),
-        ("/metrics/cadvisor", 404, "not found"),
+        ("/metrics/cadvisor", 200, "HTTP/1.1 200"),
+        ("/metrics/probes", 200, "pod_uid=\"u\",probe_type=\"Liveness\",result=\"failed\"} 3\n"),
+        ("/metrics/slis", 404, "not found"),
+        ("/configz", 200, r#""streamingConnectionIdleTimeout":"14400s""#),
+        ("/statusz", 200, "kubelet statusz"),
+        ("/flagz", 200, "anonymous-auth=false"),
+        ("/logs/", 405, "logs endpoint is disabled."),
+        ("/logs/syslog", 405, "logs endpoint is disabled."),
         ("/containerLogs/ns/p/c", 200, "line 1\nline 2\nline 3\n"),
         ("/containerLogs/ns/p/c?timestamps=true", 200, "1970-01-01T00:00:01.000000000Z line 1\n"),
         ("/containerLogs/ns/p/c?limitBytes=4&timestamps=false", 200, "\r\nline\r\n"),
@@ -497,4 +530,111 @@ async fn one_client_cannot_take_all_connections() {
     let read = timeout(Duration::from_secs(5), second.read(&mut buffer)).await.expect("to be closed");
     assert_eq!(read.unwrap_or(0), 0);
     assert_eq!(world.ask(first, "GET", "/healthz", &bearer("good-admin")).await.0, 200);
+}
+
+#[tokio::test]
+async fn each_part_of_the_api_has_a_right_of_its_own_and_proxy_stands_for_the_common_ones() {
+    let world = World::new().await;
+    let all = ["healthz", "pods", "configz", "statusz", "flagz", "stats", "metrics", "log", "checkpoint", "proxy"];
+    for (path, rights) in [
+        ("/healthz", &["healthz", "proxy"][..]),
+        ("/pods", &["pods", "proxy"]),
+        ("/runningpods/", &["pods", "proxy"]),
+        ("/configz", &["configz", "proxy"]),
+        ("/statusz", &["statusz", "proxy"]),
+        ("/flagz", &["flagz", "proxy"]),
+        ("/stats/summary", &["stats"]),
+        ("/metrics", &["metrics"]),
+        ("/metrics/cadvisor", &["metrics"]),
+        ("/metrics/probes", &["metrics"]),
+        ("/logs/", &["log"]),
+        ("/checkpoint/ns/p/c", &["checkpoint"]),
+        ("/containerLogs/ns/p/c", &["proxy"]),
+        ("/unheard/of", &["proxy"]),
+        // Executing needs `create`, which none of these users has.
+        ("/exec/ns/p/c?command=id", &[]),
+        ("/portForward/ns/p", &[]),
+    ] {
+        for right in all {
+            let (status, text) = world.get(path, &format!("good-only-{right}")).await;
+            assert_eq!(status != 403, rights.contains(&right), "{path} with nodes/{right}: {status} {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_share_a_port_are_found_by_pod_or_by_name() {
+    let world = World::new().await;
+    let one = world.server.share(Node::new(), LOCAL).await.unwrap();
+    let two = world.server.share(Node::with("node-2", "q"), LOCAL).await.unwrap();
+    assert_eq!(one.port(), two.port());
+    let addr = SocketAddr::from(([127, 0, 0, 1], one.port()));
+    let get = async |path: &str, token: &str| {
+        let stream = world.connect_to(addr, None).await;
+        world.ask(stream, "GET", path, &bearer(token)).await
+    };
+    for (path, user, status, part) in [
+        ("/containerLogs/ns/p/c", "admin", 200, "line 3"),
+        ("/containerLogs/ns/q/c", "admin", 200, "line 3"),
+        ("/containerLogs/ns/r/c", "admin", 404, "pod \"r\" does not exist"),
+        // Who may see one node sees its pods, and cannot tell what is on another from what is nowhere.
+        ("/containerLogs/ns/p/c", "one-node", 200, "line 3"),
+        ("/containerLogs/ns/q/c", "one-node", 403, "Forbidden (user=one-node, verb=get"),
+        ("/containerLogs/ns/r/c", "one-node", 403, "Forbidden (user=one-node, verb=get"),
+        ("/exec/ns/r/c?command=id", "one-node", 403, "Forbidden"),
+        ("/exec/ns/r/c?command=id", "admin", 404, "pod \"r\" does not exist"),
+        ("/pods", "one-node", 403, "Forbidden"),
+        ("/pods?node=node-1", "one-node", 200, r#""name":"p""#),
+        ("/pods?node=node-2", "one-node", 403, "Forbidden"),
+        ("/pods?node=node-3", "one-node", 403, "Forbidden"),
+        ("/pods?node=node-3", "admin", 404, "no such node"),
+        ("/pods", "admin", 200, r#""name":"q""#),
+        ("/healthz", "admin", 200, "ok"),
+        ("/stats/summary?node=node-2", "admin", 200, r#""nodeName":"node-2""#),
+        ("/stats/summary", "admin", 200, r#""nodes":[{"nodeName":"node-1"},{"nodeName":"node-2"}]"#),
+        ("/metrics/resource", "admin", 200, r#"resource_scrape_error{node="node-2"} 0"#),
+        ("/metrics/resource?node=node-2", "admin", 200, "resource_scrape_error 0"),
+        // Neither provider can be reached, which hides nothing else.
+        ("/runningpods/", "admin", 200, r#""items":[]"#),
+    ] {
+        let (got, text) = get(path, &format!("good-{user}")).await;
+        assert_eq!(got, status, "{path} {user}: {text}");
+        assert!(text.contains(part), "{path} {user}: {text}");
+    }
+    drop(two);
+    assert_eq!(get("/containerLogs/ns/q/c", "good-admin").await.0, 404);
+    assert_eq!(get("/containerLogs/ns/p/c", "good-admin").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_new_client_authority_counts_at_once_and_open_streams_go_on() {
+    let world = World::new().await;
+    let (old, new) = (world.authority.client("admin"), Authority::new());
+    let ask = async |identity: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)| {
+        let stream = world.connect(Some(identity)).await;
+        world.ask(stream, "GET", "/healthz", "").await.0
+    };
+    let until = async |authority: &Authority, want: u16| {
+        for _ in 0..500 {
+            if ask(authority.client("admin")).await == want {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("never answered with {want}");
+    };
+    until(&world.authority, 200).await;
+    let mut stream = world.connect(Some(old)).await;
+    stream.write_all(b"GET /containerLogs/ns/p/endless HTTP/1.1\r\nhost: n\r\n\r\n").await.unwrap();
+    let mut buffer = vec![0; 16 * 1024];
+    let read = timeout(Duration::from_secs(10), stream.read(&mut buffer)).await.unwrap().unwrap();
+    assert!(buffer[..read].starts_with(b"HTTP/1.1 200"));
+
+    world.api.next_ca.send_replace(Some(new.pem.clone()));
+    until(&new, 200).await;
+    until(&world.authority, 401).await;
+    for _ in 0..100 {
+        let read = timeout(Duration::from_secs(10), stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(read > 0, "the stream that was open goes on");
+    }
 }

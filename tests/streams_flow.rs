@@ -362,3 +362,79 @@ fn hostile_upgrades_are_refused_and_leave_nothing_behind() {
         assert_eq!(world.ask("GET", "/healthz", "").await.0, 200);
     });
 }
+
+#[test]
+fn hostile_http_clients_get_nothing_and_leave_nothing_behind() {
+    alone(async {
+        let world = World::new().await;
+        let mut random = StdRng::seed_from_u64(4);
+        let long = "x".repeat(40_000);
+        let many = "a: b\r\n".repeat(2_000);
+        let paths = [
+            "/containerLogs/ns/../../etc/passwd",
+            "/containerLogs/ns/p/..%2f..%2fetc%2fpasswd",
+            "/containerLogs/ns/p/c/../../..",
+            "//pods",
+            "/./pods",
+            "/%70ods",
+            "/logs/../../../etc/shadow",
+            "/pods\0",
+            "*",
+            "http://elsewhere/pods",
+            "/pods HTTP/1.1\r\nhost: x\r\n\r\nGET /pods",
+        ];
+        let heads = [
+            "content-length: 5\r\ncontent-length: 6\r\n",
+            "content-length: -1\r\n",
+            "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+            "transfer-encoding: chunked, identity\r\n",
+            "transfer-encoding : chunked\r\n",
+            " folded: x\r\n",
+            "authorization: Bearer admin\r\nauthorization: Bearer nobody\r\n",
+            "authorization: Basic YWRtaW46\r\n",
+            "authorization: Bearer\r\n",
+            "x-remote-user: admin\r\nx-remote-group: system:masters\r\n",
+            "impersonate-user: admin\r\n",
+            "x\0y: z\r\n",
+            &*many,
+            &format!("x: {long}\r\n"),
+            &format!("authorization: Bearer {long}\r\n"),
+        ];
+        let before = held();
+        for round in 0..rounds() {
+            let mut stream = world.connect().await;
+            let bytes: Vec<u8> = match round % 4 {
+                0 => (0..random.random_range(1..3000)).map(|_| random.random()).collect(),
+                // HTTP/2 to a server that was not asked for it, and half of a request.
+                1 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..random.random_range(1..33)].to_vec(),
+                _ => {
+                    let path = paths[random.random_range(0..paths.len())];
+                    let head: String =
+                        (0..random.random_range(0..4)).map(|_| heads[random.random_range(0..heads.len())]).collect();
+                    format!("GET {path} HTTP/1.1\r\nhost: n\r\n{head}\r\n").into_bytes()
+                }
+            };
+            let _ = stream.write_all(&bytes).await;
+            let mut answer = [0; 4096];
+            let read = timeout(Duration::from_millis(5), stream.read(&mut answer)).await;
+            let said = String::from_utf8_lossy(&answer[..read.ok().and_then(Result::ok).unwrap_or(0)]).into_owned();
+            assert!(!said.starts_with("HTTP/1.1 2") && !said.contains("PodList"), "{bytes:?}: {said}");
+        }
+        // Handshakes that are none, and that never end.
+        let mut silent = Vec::new();
+        for round in 0..rounds() {
+            let mut stream = TcpStream::connect(world.addr).await.unwrap();
+            let garbage: Vec<u8> = (0..random.random_range(0..600)).map(|_| random.random()).collect();
+            let _ = stream.write_all(if round % 2 == 0 { &garbage } else { b"\x16\x03\x01\x02\0\x01" }).await;
+            if round % 10 == 0 {
+                silent.push(stream);
+            }
+        }
+        assert_eq!(world.ask("GET", "/healthz", "").await.0, 200, "others are served meanwhile");
+        drop(silent);
+        until_released(before).await;
+        for user in ["nobody", "expired"] {
+            assert_eq!(world.ask_as(user, "GET", "/pods", "").await.0, 403, "{user}");
+        }
+    });
+}

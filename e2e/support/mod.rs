@@ -4,6 +4,12 @@
 //! then the tests that stop or restart the API server say that they are skipped, and all objects carry
 //! names of this run and are removed again.
 
+pub mod objects;
+#[cfg(feature = "docker")]
+pub mod podman;
+#[cfg(feature = "ssh")]
+pub mod sshd;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -39,6 +45,12 @@ impl Process {
         Self { child, log: log.into() }
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|s| s.success()), "{name} is sent");
+    }
+
     /// SIGKILL: no chance to clean up.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -57,6 +69,11 @@ impl Process {
         }
         self.kill();
         None
+    }
+
+    /// True while it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Everything it has written to standard error.
@@ -91,6 +108,8 @@ pub struct Bed {
     pub id: String,
     /// Where the pods are.
     pub namespace: String,
+    /// More of the operators' environment.
+    pub variables: Vec<(&'static str, String)>,
     /// On somebody else's cluster the beds take turns: two operators would run the same nodes.
     _turn: Option<MutexGuard<'static, ()>>,
     kubeconfig: PathBuf,
@@ -142,6 +161,7 @@ impl Bed {
             namespace: if foreign.is_some() { format!("vnode-{id}") } else { "default".into() },
             cluster: None,
             operator: None,
+            variables: Vec::new(),
             kubeconfig: dir.path().join("kubeconfig"),
             listen: "127.0.0.1:0".into(),
             ports: port_range(),
@@ -154,6 +174,7 @@ impl Bed {
                 let crds = Command::new(vnode_binary()).arg("crd").output().expect("vnode crd");
                 bed.apply(&String::from_utf8_lossy(&crds.stdout));
                 bed.wait("crd/virtualnodes.vnode.dev", "condition=Established");
+                bed.wait("crd/virtualnodesets.vnode.dev", "condition=Established");
                 for name in [&bed.namespace, "vnode-system"] {
                     bed.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"));
                 }
@@ -204,10 +225,48 @@ impl Bed {
             "127.0.0.1:0",
         ]);
         command.args(["--namespace", "vnode-system", "--identity", "e2e"]).args(flags);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command, &self.dir.path().join("operator.log"));
         let out = process.child.stdout.take().expect("piped");
         std::thread::spawn(move || BufReader::new(out).lines().for_each(drop));
         self.operator = Some(process);
+    }
+
+    /// SIGKILL for the operator: what it had written to standard error.
+    pub fn kill_operator(&mut self) -> String {
+        let mut operator = self.operator.take().expect("an operator of our own");
+        operator.kill();
+        operator.log()
+    }
+
+    /// The file that names this cluster.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Starts an operator beside others, with a name and ports of its own.
+    pub fn start_replica(&self, identity: &str) -> Process {
+        let (first, last) = port_range();
+        let mut command = Command::new(vnode_binary());
+        command.arg("operator").arg("--kubeconfig").arg(&self.kubeconfig);
+        command.args(["--kubelet-ports", &format!("{first}-{last}"), "--node-ip", "127.0.0.1"]);
+        command.args(["--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);
+        command.args(["--namespace", "vnode-system", "--identity", identity]);
+        let mut process = Process::start(command, &self.dir.path().join(format!("{identity}.log")));
+        let out = process.child.stdout.take().expect("piped");
+        std::thread::spawn(move || BufReader::new(out).lines().for_each(drop));
+        process
+    }
+
+    /// Starts `vnode node` with these flags and variables.
+    pub fn start_node(&self, name: &str, flags: &[&str], variables: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(vnode_binary());
+        command.args(["node", "--nodename", name, "--metrics-addr", "127.0.0.1:0"]).args(flags);
+        command.env("KUBECONFIG", &self.kubeconfig).envs(variables.iter().copied());
+        let mut process = Process::start(command, &self.dir.path().join(format!("{name}.log")));
+        let out = process.child.stdout.take().expect("piped");
+        std::thread::spawn(move || BufReader::new(out).lines().for_each(drop));
+        process
     }
 
     /// A name that is this bed's own.
@@ -239,6 +298,24 @@ impl Bed {
         let out = self.try_kubectl(words);
         assert!(out.status.success(), "kubectl {words}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// Runs `kubectl` again and again until it succeeds.
+    pub fn kubectl_at_last(&self, words: &str) {
+        let succeeds = || {
+            let out = self.try_kubectl(words);
+            if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+        };
+        if let Err(said) = until(succeeds) {
+            panic!("kubectl {words}: after {PATIENCE:?} still: {said}");
+        }
+    }
+
+    /// `kubectl exec`
+    pub fn exec(&self, words: &[&str]) -> Output {
+        exec_whole(|| {
+            self.command().arg("exec").args(words).stdin(Stdio::null()).output().expect("kubectl is on the PATH")
+        })
     }
 
     /// `kubectl get … -o json`, or `None` when there is no such thing.
@@ -354,14 +431,33 @@ pub fn pod(name: &str, node: &str, annotations: &str) -> String {
 
 /// Waits for something to come true and returns it.
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    until(|| check().ok_or(())).unwrap_or_else(|()| panic!("after {PATIENCE:?} still not: {what}"))
+}
+
+/// Waits for something to come true and returns it, or the last complaint.
+fn until<T, E>(mut check: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let end = Instant::now() + PATIENCE;
     loop {
-        if let Some(found) = check() {
-            return found;
+        match check() {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),
+            found => return found,
         }
-        assert!(Instant::now() < end, "after {PATIENCE:?} still not: {what}");
-        std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Whether `kubectl` says on standard error that it lost a part of a stream. Some (1.32 is one) drop what comes over a
+/// WebSocket before they have made their streams: a busy machine and a quick command are enough.
+pub fn lost_output(stderr: &str) -> bool {
+    stderr.contains("Unknown stream id")
+}
+
+/// Runs a `kubectl exec` until it has lost none of its output; see [`lost_output`].
+pub fn exec_whole(run: impl Fn() -> Output) -> Output {
+    let whole = || {
+        let out = run();
+        if lost_output(&String::from_utf8_lossy(&out.stderr)) { Err(out) } else { Ok(out) }
+    };
+    until(whole).unwrap_or_else(|lost| lost)
 }
 
 /// The condition of a type.

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
+use vnode_spdy::codec::{Decoder, Encoder, Limits};
+use vnode_spdy::frame::Frame;
 use vnode_spdy::{Headers, Options, Session, Stream};
 
-use crate::clients::{Client, KEY, drain, message, open};
+use crate::clients::{Client, KEY, drain, message, open, upgrade};
 use crate::world::{MOMENT, World};
 
 async fn connect(session: &Session, port: u16, request: usize) -> (Stream, Stream) {
@@ -151,6 +153,69 @@ async fn streams_that_make_no_sense_are_refused_and_lonely_ones_given_up() {
     assert!(timeout(MOMENT, lonely.read(&mut [0; 1])).await.unwrap().is_err());
     let (data, error) = connect(&client.session, 7, 1).await;
     echo(data, error, b"still here".to_vec()).await;
+}
+
+/// What a client sends that keeps no windows, as kubectl: it opens connections, and then says all of this.
+fn stuck(ports: &[(u32, &str)], more: &[Frame]) -> BytesMut {
+    let (mut encoder, mut out) = (Encoder::new(), BytesMut::new());
+    let mut add = |frame: &Frame| encoder.encode(frame, &mut out).unwrap();
+    for (id, port) in ports {
+        for (id, kind) in [(*id, "error"), (id + 2, "data")] {
+            let request = port.to_string();
+            let headers = Headers::from([("streamtype", kind), ("port", *port), ("requestid", request.as_str())]);
+            let fin = kind == "error";
+            add(&Frame::SynStream { id, associated: 0, priority: 0, fin, unidirectional: false, headers });
+        }
+    }
+    more.iter().for_each(add);
+    out
+}
+
+#[tokio::test]
+async fn a_connection_that_its_pod_does_not_read_keeps_others_waiting_only_for_a_while() {
+    let patience = Duration::from_millis(300);
+    let streams = vnode::kubelet::StreamOptions { stall_timeout: patience, ..Default::default() };
+    let world = World::with(vnode::kubelet::KubeletOptions { streams, ..Default::default() }).await;
+    // More than is kept for one connection, so that what comes after it waits.
+    let flood = vec![Frame::Data { id: 7, fin: false, bytes: vec![0; 32 * 1024].into() }; 48];
+    let after = Frame::Data { id: 3, fin: true, bytes: "after"[..].into() };
+    for alone in [false, true] {
+        let (status, head, stream) = world.ask("POST", "/portForward/ns/p", &upgrade("portforward.k8s.io")).await;
+        assert_eq!(status, 101, "{head}");
+        let frames = [&flood[..], std::slice::from_ref(&after)].concat();
+        let bytes = stuck(if alone { &[(5, "9")] } else { &[(1, "7"), (5, "9")] }, &frames);
+        let (mut from, mut to) = tokio::io::split(stream);
+        let sending = tokio::spawn(async move { to.write_all(&bytes).await.map(|()| to) });
+        let (mut decoder, mut input) = (Decoder::new(Limits::default()), BytesMut::new());
+        let (mut reset, mut echoed) = (Vec::new(), Vec::new());
+        let began = Instant::now();
+        let read = async {
+            loop {
+                match decoder.decode(&mut input).unwrap() {
+                    Some(Frame::RstStream { id, .. }) => {
+                        reset.push(id);
+                        if alone {
+                            break;
+                        }
+                    }
+                    Some(Frame::Data { id: 3, fin, bytes }) => {
+                        echoed.extend_from_slice(&bytes);
+                        if fin {
+                            break;
+                        }
+                    }
+                    Some(_) => {}
+                    None => assert!(from.read_buf(&mut input).await.unwrap() > 0),
+                }
+            }
+        };
+        timeout(MOMENT, read).await.expect("an end");
+        assert_eq!(reset, [7]);
+        assert_eq!(echoed, if alone { &b""[..] } else { b"after" });
+        assert!(began.elapsed() >= patience * if alone { 2 } else { 1 });
+        timeout(MOMENT, sending).await.expect("everything to be taken").unwrap().unwrap();
+        world.until("all connections to end", |c| c.forwarded.load(Ordering::SeqCst) == 0).await;
+    }
 }
 
 #[tokio::test]

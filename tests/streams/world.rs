@@ -242,7 +242,9 @@ async fn api_server(request: Request<kube::client::Body>) -> Response<ApiBody> {
 }
 
 pub struct World {
-    certs: Arc<ServingCerts>,
+    pub certs: Arc<ServingCerts>,
+    #[allow(dead_code, reason = "only the benchmark opens more ports")]
+    pub server: Arc<KubeletServer>,
     pub node: Arc<Node>,
     _listening: Listening,
     pub addr: SocketAddr,
@@ -268,22 +270,12 @@ impl World {
         let listening = server.listen(node.clone(), SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], listening.port()));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(server.run(shutdown.clone()));
-        Self { certs, node, _listening: listening, addr, shutdown, serving }
+        let serving = tokio::spawn(server.clone().run(shutdown.clone()));
+        Self { certs, server, node, _listening: listening, addr, shutdown, serving }
     }
 
     pub async fn connect(&self) -> TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certs.authority().clone()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect(self.addr).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let name = ServerName::IpAddress(self.addr.ip().into());
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        connect_to(self.addr, &self.certs).await
     }
 
     /// Sends a request as `admin` and reads the head of its answer, and not a byte more.
@@ -327,4 +319,19 @@ impl World {
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"));
     }
+}
+
+/// Connects over TLS, verifying the node by its authority.
+pub async fn connect_to(addr: SocketAddr, certs: &ServingCerts) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certs.authority().unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let name = ServerName::IpAddress(addr.ip().into());
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }

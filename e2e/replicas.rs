@@ -1,0 +1,133 @@
+//! Several operators share a fleet and take over from each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Bed, PATIENCE, eventually, pod, virtual_node};
+
+const NODES: usize = 24;
+
+/// Each node's owner.
+fn shards(bed: &Bed) -> BTreeMap<String, String> {
+    let list = bed.get("virtualnodes").expect("a list");
+    let shard = |vn: &Value| {
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        (text(&vn["metadata"]["name"]), text(&vn["status"]["shard"]))
+    };
+    list["items"].as_array().expect("items").iter().map(shard).filter(|(name, _)| name.ends_with(&bed.id)).collect()
+}
+
+/// Waits until the nodes belong to exactly these replicas.
+fn settled(bed: &Bed, replicas: &[&str]) -> BTreeMap<String, String> {
+    let want: BTreeSet<_> = replicas.iter().map(|r| (*r).to_owned()).collect();
+    eventually(&format!("the nodes belong to {replicas:?}"), || {
+        let shards = shards(bed);
+        (shards.values().cloned().collect::<BTreeSet<_>>() == want).then_some(shards)
+    })
+}
+
+fn fleet(bed: &Bed) -> Vec<String> {
+    let names: Vec<_> = (0..NODES).map(|n| bed.name(&format!("shared-{n}"))).collect();
+    bed.apply(&names.iter().map(|n| format!("{}---\n", virtual_node(n, ""))).collect::<String>());
+    for name in &names {
+        bed.wait(&format!("virtualnode/{name}"), "condition=Ready");
+    }
+    bed.apply(&names.iter().map(|n| pod(&format!("on-{n}"), n, "")).collect::<String>());
+    for name in &names {
+        bed.wait_phase(&format!("on-{name}"), "Running");
+    }
+    names
+}
+
+/// What must not change when nodes change hands: since when each Node is ready, and each pod's containers.
+fn untouched(bed: &Bed, names: &[String]) -> Vec<(Value, Value)> {
+    let look = |name: &String| {
+        let node = bed.get(&format!("node/{name}")).expect("the node");
+        let ready = crate::support::condition(&node, "Ready").cloned().unwrap_or_default();
+        assert_eq!(ready["status"], "True", "{name}: {ready}");
+        let pod = bed.get(&format!("pod/on-{name}")).expect("the pod");
+        let status = &pod["status"]["containerStatuses"][0];
+        (
+            ready["lastTransitionTime"].clone(),
+            serde_json::json!([pod["metadata"]["uid"], status["containerID"], status["restartCount"], status["state"]]),
+        )
+    };
+    names.iter().map(look).collect()
+}
+
+#[test]
+fn nodes_move_between_replicas_without_being_missed() {
+    let bed = Bed::cluster_only();
+    let mut replicas: BTreeMap<&str, _> = ["one", "two"].into_iter().map(|id| (id, bed.start_replica(id))).collect();
+    let names = fleet(&bed);
+    let two = settled(&bed, &["one", "two"]);
+    let before = untouched(&bed, &names);
+
+    // Another one takes its share, and only that.
+    replicas.insert("three", bed.start_replica("three"));
+    let three = settled(&bed, &["one", "three", "two"]);
+    for (node, owner) in &three {
+        assert!(owner == "three" || two[node] == *owner, "{node} moved from {} to {owner}", two[node]);
+    }
+    for name in &names {
+        let lease = bed.get(&format!("lease/{name} -n kube-node-lease")).expect("its Lease");
+        assert_eq!(lease["spec"]["holderIdentity"], three[name].as_str(), "{name}");
+    }
+    assert_eq!(untouched(&bed, &names), before, "a new replica touches nothing");
+
+    // One leaves in good order.
+    assert_eq!(replicas.get_mut("one").expect("it runs").stop(), Some(0));
+    let left = settled(&bed, &["three", "two"]);
+    assert!(left.iter().all(|(node, owner)| three[node] == "one" || three[node] == *owner), "{left:?}");
+    assert_eq!(untouched(&bed, &names), before, "a replica that leaves touches nothing");
+
+    // One dies.
+    replicas.get_mut("two").expect("it runs").kill();
+    let died = Instant::now();
+    settled(&bed, &["three"]);
+    assert!(died.elapsed() < Duration::from_secs(40), "well before a node counts as lost: {:?}", died.elapsed());
+    assert_eq!(untouched(&bed, &names), before, "a replica that dies touches nothing");
+    for name in names.iter().take(3) {
+        assert!(bed.kubectl(&format!("logs on-{name} --tail=1")).len() < 10_000, "its kubelet API answers");
+    }
+}
+
+#[test]
+fn a_replica_that_was_paused_does_not_act_for_nodes_that_it_lost() {
+    let bed = Bed::cluster_only();
+    let one = bed.start_replica("first");
+    let names = fleet(&bed);
+    let two = bed.start_replica("second");
+    settled(&bed, &["first", "second"]);
+    let before = untouched(&bed, &names);
+    one.signal("STOP");
+    settled(&bed, &["second"]);
+    one.signal("CONT");
+    // It comes back as a member, and gets back its share.
+    settled(&bed, &["first", "second"]);
+    assert_eq!(untouched(&bed, &names), before);
+    let log = one.log();
+    assert!(log.contains("another replica's by now"), "it noticed what it had lost:\n{log}");
+    drop(two);
+}
+
+#[test]
+fn whoever_starts_under_a_name_that_is_in_use_supersedes_the_other() {
+    let bed = Bed::cluster_only();
+    let mut one = bed.start_replica("same");
+    let name = bed.name("one");
+    bed.apply(&virtual_node(&name, ""));
+    bed.wait(&format!("virtualnode/{name}"), "condition=Ready");
+    let two = bed.start_replica("same");
+    let end = Instant::now() + PATIENCE;
+    while !one.log().contains("each needs a name of its own (--identity)") {
+        assert!(Instant::now() < end, "{}", one.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(one.stop(), Some(1), "it ends by itself, as a failure");
+    bed.kubectl(&format!("label virtualnode {name} looked=at"));
+    bed.wait(&format!("node/{name}"), "condition=Ready");
+    drop(two);
+}
