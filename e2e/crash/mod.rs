@@ -23,7 +23,7 @@ mod seen;
 mod stage;
 mod storms;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -88,10 +88,6 @@ fn a_kill_at_any_write_loses_doubles_and_leaves_nothing() {
     let (count, queue) = (points.len(), Mutex::new(points));
     let (missed, failed) = (Mutex::new(0), Mutex::new(Vec::new()));
     let next = || queue.lock().expect("no panic").pop_front();
-    // A process has missed its SIGTERM once in a hundred lives: of the sample a point counts that fails twice, and whoever
-    // asks for points is told of each.
-    let asked = ["VNODE_SEED", "VNODE_CRASHES", "VNODE_CRASH"].iter().any(|name| variable(name).is_some());
-    let again: Mutex<BTreeSet<String>> = Mutex::default();
     let play = async |stage: &Stage| {
         while let Some((n, point, watch)) = next() {
             let start = Instant::now();
@@ -104,10 +100,6 @@ fn a_kill_at_any_write_loses_doubles_and_leaves_nothing() {
                 }
                 Err(why) => {
                     eprintln!("--- {:5.1?} {point} ({watch}): {why}", start.elapsed());
-                    if !asked && again.lock().expect("no panic").insert(point.to_string()) {
-                        queue.lock().expect("no panic").push_back((count + n, point, watch));
-                        continue;
-                    }
                     let (writes, log) = (stage.writes().join("\n"), stage.log());
                     let told = format!("--- {point} ({watch}): {why}\n{log}\nwith these writes beside it:\n{writes}");
                     failed.lock().expect("no panic").push(told);

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,7 +17,8 @@ use rand::distr::Alphanumeric;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::fleet::{self, within};
@@ -28,6 +29,8 @@ use crate::api::{VirtualNode, conditions};
 const LABEL: &str = "vnode-bench";
 /// Requests under way at a time.
 const AT_A_TIME: usize = 32;
+/// What removing takes at the least before it is given up, however short `--timeout` is.
+const REMOVAL: Duration = Duration::from_secs(60);
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -86,16 +89,15 @@ pub(super) async fn run(session: &Session, args: &BenchArgs) -> Result<()> {
     let id: String =
         rand::rng().sample_iter(Alphanumeric).take(6).map(|b| char::from(b).to_ascii_lowercase()).collect();
     let run = Run { session, args, id, end: Instant::now() + args.timeout };
-    let made = session.shutdown.run_until_cancelled(run.measure()).await;
+    let made = run.measure().await;
     let begin = Instant::now();
     // A second Ctrl-C ends the program.
     let removed = run.remove().await.with_context(|| format!("removing what has the label {LABEL}={}", run.id));
-    let Some(made) = made else {
-        removed?;
-        bail!("stopped; all that was made is removed");
+    let (nodes_ready, pods_running, starts) = match (made, removed) {
+        (Ok(made), removed) => removed.map(|()| made)?,
+        (Err(error), Ok(())) => bail!("{error:#}. All that was made is removed"),
+        (Err(error), Err(left)) => bail!("{error:#}; and {left:#}"),
     };
-    let (nodes_ready, pods_running, starts) = made?;
-    removed?;
     let seconds = pods_running.as_secs_f64();
     let figures = Figures {
         nodes: args.nodes,
@@ -152,7 +154,8 @@ impl Run<'_> {
         Ok((nodes_ready, begin.elapsed(), starts))
     }
 
-    /// Creates the objects and waits until each is as it should be: how long each took.
+    /// Creates the objects and waits until each is as it should be: how long each took. No request is under way any
+    /// more when it returns, so that nothing comes into being behind the removal.
     async fn make<K>(
         &self,
         api: Api<K>,
@@ -173,13 +176,18 @@ impl Run<'_> {
             within(to.create(&params, object)).await.with_context(|| format!("creating {}", object.name_any()))?;
             anyhow::Ok((object.name_any(), Instant::now()))
         });
-        let mut creates = stream::iter(creates).buffer_unordered(AT_A_TIME);
+        let enough = CancellationToken::new();
+        let creates = stream::iter(creates).take_until(enough.cancelled()).buffer_unordered(AT_A_TIME);
+        let mut creates = std::pin::pin!(creates);
         let config = watcher::Config::default().labels(&format!("{LABEL}={}", self.id));
         let mut events = watcher(api.clone(), config).default_backoff().applied_objects().boxed();
-        while done.len() < all || created.len() < all {
-            let left = self.end.saturating_duration_since(Instant::now());
-            let next = timeout(left, async {
+        let outcome = loop {
+            if done.len() == all && created.len() == all {
+                break Ok(());
+            }
+            let next = timeout_at(self.end, async {
                 tokio::select! {
+                    () = self.session.shutdown.cancelled() => bail!("stopped"),
                     Some(made) = creates.next(), if created.len() < all => made.map(|(name, at)| { created.insert(name, at); }),
                     Some(seen) = events.next() => {
                         // The watch is taken up again by itself.
@@ -192,16 +200,18 @@ impl Run<'_> {
                 }
             });
             match next.await {
-                Ok(outcome) => outcome?,
-                Err(_) => bail!(
-                    "after {} s only {} of {all} {what}; {hint}. All that was made is removed",
-                    self.args.timeout.as_secs(),
-                    done.len()
-                ),
+                Ok(Ok(())) => progress.show(done.len(), all, ""),
+                Ok(Err(error)) => break Err(error),
+                Err(_) => {
+                    let (seconds, done) = (self.args.timeout.as_secs(), done.len());
+                    break Err(anyhow!("after {seconds} s only {done} of {all} {what}; {hint}"));
+                }
             }
-            progress.show(done.len(), all, "");
-        }
+        };
+        enough.cancel();
+        while creates.next().await.is_some() {}
         progress.end();
+        outcome?;
         let took = |(name, at): (&String, &Instant)| Some(done.get(name)?.saturating_duration_since(*at).as_secs_f64());
         Ok(created.iter().filter_map(took).collect())
     }
@@ -240,8 +250,9 @@ impl Run<'_> {
                 }
             }
         };
-        if timeout(self.args.timeout, gone).await.is_err() {
-            bail!("{} are still there after {} s", left.len(), self.args.timeout.as_secs());
+        let patience = self.args.timeout.max(REMOVAL);
+        if timeout(patience, gone).await.is_err() {
+            bail!("{} are still there after {} s", left.len(), patience.as_secs());
         }
         Ok(())
     }

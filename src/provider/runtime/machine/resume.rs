@@ -11,7 +11,8 @@ impl Machine {
     /// The pod as it was left, and what has happened to it since.
     ///
     /// Without notes (`None`) the state is made up from what the engine has. A step that was under way is
-    /// taken again, since all are idempotent; only hooks are not run twice.
+    /// taken again, since all are idempotent, signals among them: who noted one down may have died before it was sent.
+    /// Only hooks are not run twice.
     pub fn resume(
         plan: Plan,
         notes: Option<PodState>,
@@ -101,10 +102,11 @@ impl Machine {
         }
         run.started = started || plan.startup.is_none();
         run.ready = ready || (run.started && plan.readiness.is_none());
-        if let Some(ending) = &mut run.ending
-            && ending.step == EndStep::PreStop
-        {
-            ending.step = EndStep::Turn;
+        if let Some(ending) = &mut run.ending {
+            match ending.step {
+                EndStep::PreStop | EndStep::Turn | EndStep::Asked => ending.step = EndStep::Turn,
+                EndStep::Killed => ending.by = now,
+            }
         }
         let message = exit.as_ref().and_then(|e| e.message.clone());
         exit.map(|exit| Input::Exited { c, attempt, exit, message })

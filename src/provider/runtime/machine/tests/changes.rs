@@ -1,11 +1,47 @@
 //! What runs is kept where it can be, through edits, additions, evictions and restarts of ours.
 
 use super::*;
+use crate::provider::runtime::{ListedSandbox, Sandbox};
 
 fn listed(machine: &Machine, name: &str, attempt: u32, state: ContainerState) -> ListedContainer {
     let container =
         ContainerRef { pod: machine.plan.pod.clone(), name: name.into(), attempt, id: format!("{name}-{attempt}") };
     ListedContainer { container, image: "i:1".into(), image_id: String::new(), state }
+}
+
+fn sandbox_of(plan: &Plan) -> ListedSandbox {
+    let sandbox = Sandbox { ips: vec!["10.0.0.1".parse().unwrap()] };
+    ListedSandbox { pod: plan.pod.clone(), sandbox, created_at: None }
+}
+
+#[test]
+fn a_signal_that_was_noted_and_perhaps_not_sent_is_sent_again() {
+    for (obeys_term, log) in [
+        (true, vec!["0 start m", "1 TERM m", "5 TERM m"]),
+        (false, vec!["0 start m", "1 TERM m", "5 TERM m", "31 KILL m"]),
+    ] {
+        let mut play = Play::of(main_only(json!({})));
+        play.obeys = None;
+        play.run(1).stop(30).run(4);
+        let resume = |play: &mut Play| {
+            let (plan, notes) = (play.machine.plan.clone(), play.machine.state.durable());
+            let running = listed(&play.machine, "m", 0, ContainerState::Running { started_at: start() });
+            let sandbox = sandbox_of(&plan);
+            (play.machine, _) = Machine::resume(plan, Some(notes), Some(&sandbox), &[running], play.now);
+        };
+        resume(&mut play);
+        play.obeys = obeys_term.then_some(0);
+        play.run(25);
+        if !obeys_term {
+            play.now = state::after(play.now, Duration::from_secs(1));
+            let lost = play.machine.next(Input::Tick, play.now);
+            assert!(matches!(&lost[..], [Action::Signal { .. }]), "{lost:?}");
+            resume(&mut play);
+            play.run(0);
+        }
+        assert!(!play.machine.state.containers[0].is_alive());
+        assert_eq!(play.log, log, "the deadline stays where it was");
+    }
 }
 
 #[test]
@@ -15,11 +51,7 @@ fn a_restart_of_ours_is_not_one_of_the_pod() {
     let (plan, notes) = (play.machine.plan.clone(), play.machine.state.durable());
     let text = serde_json::to_string(&notes).unwrap();
     let notes: state::PodState = serde_json::from_str(&text).unwrap();
-    let sandbox = crate::provider::runtime::ListedSandbox {
-        pod: plan.pod.clone(),
-        sandbox: crate::provider::runtime::Sandbox { ips: vec!["10.0.0.1".parse().unwrap()] },
-        created_at: None,
-    };
+    let sandbox = sandbox_of(&plan);
     let running = listed(&play.machine, "m", 1, ContainerState::Running { started_at: start() });
     let (machine, inputs) = Machine::resume(plan.clone(), Some(notes.clone()), Some(&sandbox), &[running], play.now);
     assert!(inputs.is_empty());
