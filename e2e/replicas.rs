@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Bed, PATIENCE, eventually, pod, virtual_node};
 
@@ -51,7 +51,7 @@ fn untouched(bed: &Bed, names: &[String]) -> Vec<(Value, Value)> {
         let status = &pod["status"]["containerStatuses"][0];
         (
             ready["lastTransitionTime"].clone(),
-            serde_json::json!([pod["metadata"]["uid"], status["containerID"], status["restartCount"], status["state"]]),
+            json!([pod["metadata"]["uid"], status["containerID"], status["restartCount"], status["state"]]),
         )
     };
     names.iter().map(look).collect()
@@ -111,6 +111,64 @@ fn a_replica_that_was_paused_does_not_act_for_nodes_that_it_lost() {
     let log = one.log();
     assert!(log.contains("another replica's by now"), "it noticed what it had lost:\n{log}");
     drop(two);
+}
+
+/// The writes of a takeover at which who takes over dies, right before and right after each.
+const TAKING: [(&str, &str); 3] = [
+    ("PATCH", "/api/v1/nodes/"),
+    ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/"),
+    ("PATCH", "/apis/vnode.dev/v1alpha1/virtualnodes/"),
+];
+
+/// One of the moments at every run, all of them with `VNODE_CRASHES=all`.
+#[test]
+fn a_replica_that_dies_while_it_takes_over_loses_no_pod() {
+    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
+        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster holds writes up");
+        return;
+    }
+    let moments = TAKING.into_iter().flat_map(|write| [(write, true), (write, false)]);
+    let all = std::env::var("VNODE_CRASHES").is_ok_and(|word| word == "all");
+    std::thread::scope(|threads| {
+        for ((method, path), after) in moments.take(if all { usize::MAX } else { 1 }) {
+            threads.spawn(move || dies_taking_over(method, path, after));
+        }
+    });
+}
+
+fn dies_taking_over(method: &str, path: &str, after: bool) {
+    let bed = Bed::cluster_only();
+    let mut one = bed.start_replica("one");
+    let names = fleet(&bed);
+    let mut two = bed.start_replica("two");
+    let shared = settled(&bed, &["one", "two"]);
+    let before = untouched(&bed, &names);
+    let taken = shared.iter().find(|(_, owner)| *owner == "one").expect("one has nodes").0;
+    one.kill();
+    bed.fault(
+        "",
+        &json!({"match": {"methods": [method], "path": format!("{path}{taken}")}, "count": 1, "after": after,
+            "action": {"type": "hang"}}),
+    );
+    eventually(&format!("{method} {path}{taken} is held up"), || {
+        let rules: Value = serde_json::from_str(&bed.kubectl("get --raw /debug/faults")).expect("JSON");
+        (rules["rules"][0]["applied"] == 1).then_some(())
+    });
+    two.kill();
+    bed.kubectl("delete --raw /debug/faults");
+    let three = bed.start_replica("three");
+    settled(&bed, &["three"]);
+    let pods = |seen: Vec<(Value, Value)>| seen.into_iter().map(|(_, pod)| pod).collect::<Vec<_>>();
+    for name in &names {
+        bed.wait(&format!("node/{name}"), "condition=Ready");
+    }
+    assert_eq!(pods(untouched(&bed, &names)), pods(before), "{method} {path}{taken}, after: {after}");
+    bed.kubectl(&format!("delete virtualnodes {} --timeout=60s", names.join(" ")));
+    for kind in ["node", "lease -n kube-node-lease"] {
+        let left = bed.kubectl(&format!("get {kind} -o name"));
+        assert!(names.iter().all(|name| !left.contains(name.as_str())), "{left}");
+    }
+    drop(three);
 }
 
 #[test]
