@@ -238,6 +238,41 @@ async fn a_hanging_provider_delays_no_other_node() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn work_that_was_done_and_answered_too_late_is_not_done_twice() {
+    let w = World::new();
+    let config = MockConfig { stop_latency_ms: Some(60_000), ..Default::default() };
+    let provider = Faulty::around(w.mock("n1", config));
+    w.add("n1", provider.clone());
+    provider.late.store(1, SeqCst);
+    w.run("a", "u1", "n1").await;
+    let first = w.api.pod("a").unwrap()["status"]["containerStatuses"].clone();
+    // Until the call is given up and asked for again.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(provider.creates.load(SeqCst) > 0 && provider.late.load(SeqCst) == 0);
+    let now = w.api.pod("a").unwrap()["status"].clone();
+    assert_eq!((&now["phase"], &now["containerStatuses"]), (&json!("Running"), &first), "it is the same run");
+
+    provider.late.store(1, SeqCst);
+    w.api.edit("a", |p| p["spec"]["containers"][0]["image"] = json!("other"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(provider.late.load(SeqCst), 0, "an update");
+    assert!(provider.given.lock().unwrap().len() > 2, "it is asked for again");
+
+    // The signal; and when the API server has forgotten the pod, another one and the removal.
+    provider.late.store(3, SeqCst);
+    let begin = tokio::time::Instant::now();
+    w.api.edit("a", |p| delete(p, 20));
+    w.until("the pod is gone", |api| api.pod("a").is_none()).await;
+    let took = begin.elapsed().as_secs();
+    assert!((20..100).contains(&took), "a second signal does not lengthen its grace: {took} s");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(provider.late.load(SeqCst), 0);
+    assert!(provider.inner().list_pods().await.unwrap().is_empty());
+    let ends = w.api.writes().iter().filter(|write| *write == "delete a").count();
+    assert_eq!(ends, 1, "{:?}", w.api.writes());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unreachable_node_is_left_alone_until_it_is_back() {
     let w = World::new();
     let provider = Faulty::around(w.mock("n1", MockConfig::default()));

@@ -120,6 +120,8 @@ pub(super) type Handed = (ResolvedPod, Option<Vec<String>>);
 pub(super) struct Faulty {
     pub inner: Option<Arc<dyn Provider>>,
     pub hang: AtomicBool,
+    /// So many calls do their work, and their answers never come.
+    pub late: AtomicUsize,
     pub mute: bool,
     pub refuse: AtomicBool,
     pub fail: AtomicUsize,
@@ -157,6 +159,13 @@ impl Faulty {
             std::future::pending::<()>().await;
         }
     }
+
+    async fn answer<T>(&self, answer: T) -> T {
+        if once(&self.late) {
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
 }
 
 pub(super) fn once(count: &AtomicUsize) -> bool {
@@ -171,7 +180,7 @@ impl Provider for Faulty {
     }
     async fn update_pod(&self, pod: &ResolvedPod) -> Result<()> {
         self.given.lock().unwrap().push((pod.clone(), None));
-        self.inner().update_pod(pod).await
+        self.answer(self.inner().update_pod(pod).await).await
     }
     async fn update_volumes(&self, pod: &ResolvedPod, changed: &[String]) -> Result<()> {
         self.gate().await;
@@ -191,18 +200,18 @@ impl Provider for Faulty {
             return Err(ProviderError::Rejected { reason: "QuotaExceeded".into(), message: "no more pods".into() });
         }
         self.given.lock().unwrap().push((pod.clone(), None));
-        self.inner().create_pod(pod).await
+        self.answer(self.inner().create_pod(pod).await).await
     }
     async fn restore_pod(&self, pod: &ResolvedPod) -> Result<()> {
         self.inner().restore_pod(pod).await
     }
     async fn stop_pod(&self, pod: &PodRef, grace: Duration) -> Result<()> {
         self.gate().await;
-        self.inner().stop_pod(pod, grace).await
+        self.answer(self.inner().stop_pod(pod, grace).await).await
     }
     async fn remove_pod(&self, pod: &PodRef) -> Result<()> {
         self.gate().await;
-        self.inner().remove_pod(pod).await
+        self.answer(self.inner().remove_pod(pod).await).await
     }
     async fn get_pod(&self, pod: &PodRef) -> Result<PodObservation> {
         self.gate().await;
