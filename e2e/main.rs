@@ -14,6 +14,7 @@
 //! | [`bad_input`] | every mistake gets an answer that names the field and the fix |
 //! | [`faults`] | nothing is lost or doubled when something breaks |
 //! | [`crash`] | the operator may be killed at any of its writes |
+//! | [`clock`] | the operator's clock may jump |
 //! | [`certificates`] | nodes serve with the certificates they should have, at the ports they should have |
 //! | [`replicas`] | several operators share a fleet and take over from each other |
 //! | [`security`] | nobody reads from a node who may not |
@@ -25,6 +26,7 @@
 mod alone;
 mod bad_input;
 mod certificates;
+mod clock;
 mod crash;
 mod dev;
 #[cfg(feature = "docker")]

@@ -246,8 +246,14 @@ impl Bed {
 
     /// Starts an operator beside others, with a name and ports of its own.
     pub fn start_replica(&self, identity: &str) -> Process {
+        self.start_replica_with(identity, &[])
+    }
+
+    /// The same with variables.
+    pub fn start_replica_with(&self, identity: &str, variables: &[(&str, &str)]) -> Process {
         let (first, last) = port_range();
         let mut command = Command::new(vnode_binary());
+        command.envs(variables.iter().copied());
         command.arg("operator").arg("--kubeconfig").arg(&self.kubeconfig);
         command.args(["--kubelet-ports", &format!("{first}-{last}"), "--node-ip", "127.0.0.1"]);
         command.args(["--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);

@@ -1,0 +1,90 @@
+//! The clock of the operator's machine jumps, as when it is set by hand, or a virtual machine is resumed.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Bed, eventually, pod, virtual_node};
+
+/// Debian's `faketime`: a program under it reads its time from a file.
+fn faketime() -> String {
+    format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH)
+}
+
+const NODES: usize = 6;
+
+/// What must stay as it is: whose the nodes are, since when they are ready, and each pod's run.
+fn state(bed: &Bed, nodes: &[String]) -> Vec<[Value; 4]> {
+    let look = |name: &String| {
+        let shard = bed.get(&format!("virtualnode/{name}")).expect("it is there")["status"]["shard"].clone();
+        let node = bed.get(&format!("node/{name}")).expect("it is there");
+        let ready = crate::support::condition(&node, "Ready").expect("it was ready");
+        let pod = bed.get(&format!("pod/on-{name}")).expect("it is there");
+        let [status, since] = ["status", "lastTransitionTime"].map(|field| ready[field].clone());
+        [shard, status, since, pod["status"]["containerStatuses"].clone()]
+    };
+    nodes.iter().map(look).collect()
+}
+
+/// When a node's Lease was renewed last, by the operator's clock, in seconds.
+fn renewed(bed: &Bed, node: &str) -> i64 {
+    let lease = bed.get(&format!("lease/{node} -n kube-node-lease")).expect("it is there");
+    let time: jiff::Timestamp = lease["spec"]["renewTime"].as_str().and_then(|t| t.parse().ok()).expect("a time");
+    time.as_second()
+}
+
+#[test]
+fn a_clock_that_jumps_costs_no_node_and_no_pod() {
+    let faketime = faketime();
+    if !Path::new(&faketime).exists() {
+        eprintln!("*** SKIPPED, NOTHING WAS TESTED: {faketime} is not installed (Debian's faketime)");
+        return;
+    }
+    let bed = Bed::cluster_only();
+    let clock = bed.dir.path().join("clock");
+    let set = |offset: &str| std::fs::write(&clock, offset).expect("a file");
+    set("+0");
+    let file = clock.to_str().expect("a path");
+    let variables = [
+        ("LD_PRELOAD", faketime.as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", file),
+        ("FAKETIME_NO_CACHE", "1"),
+        // What jumps is the time of day; Linux' monotonic clock never does.
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let _replicas = ["one", "two"].map(|identity| bed.start_replica_with(identity, &variables));
+    let nodes: Vec<_> = (0..NODES).map(|n| bed.name(&format!("timed-{n}"))).collect();
+    bed.apply(&nodes.iter().map(|n| format!("{}---\n", virtual_node(n, ""))).collect::<String>());
+    for node in &nodes {
+        bed.wait(&format!("virtualnode/{node}"), "condition=Ready");
+    }
+    bed.apply(&nodes.iter().map(|n| pod(&format!("on-{n}"), n, "")).collect::<String>());
+    for node in &nodes {
+        bed.wait_phase(&format!("on-{node}"), "Running");
+    }
+    let owned = || {
+        let owners: std::collections::BTreeSet<_> = state(&bed, &nodes).iter().map(|s| s[0].to_string()).collect();
+        (owners.len() == 2).then_some(())
+    };
+    eventually("both replicas have nodes", owned);
+    let before = state(&bed, &nodes);
+    for (n, (offset, hours)) in [("+2h", 2), ("-3h", -3), ("+0", 0)].into_iter().enumerate() {
+        set(offset);
+        // Every Lease is renewed by the new time, and then once more, which is longer than a replica may be silent.
+        let jumped = |node: &String| {
+            let at = renewed(&bed, node);
+            let off = at - jiff::Timestamp::now().as_second() - hours * 3600;
+            (off.abs() < 120).then_some(at)
+        };
+        let first: Vec<_> =
+            nodes.iter().map(|node| eventually(&format!("{node} is renewed at {offset}"), || jumped(node))).collect();
+        for (node, first) in nodes.iter().zip(first) {
+            eventually(&format!("{node} is renewed again"), || (renewed(&bed, node) > first + 5).then_some(()));
+        }
+        let late = format!("late-{n}");
+        bed.apply(&pod(&late, &nodes[0], ""));
+        bed.wait_phase(&late, "Running");
+        assert_eq!(state(&bed, &nodes), before, "the clock at {offset}");
+    }
+    assert!(bed.kubectl(&format!("logs on-{} --tail=1", nodes[0])).len() < 10_000, "its kubelet API answers again");
+}
