@@ -113,6 +113,34 @@ fn a_replica_that_was_paused_does_not_act_for_nodes_that_it_lost() {
     drop(two);
 }
 
+/// Replicas speak to the API server alone, so one that cannot reach it is cut off from all.
+#[test]
+fn a_replica_that_is_cut_off_loses_its_nodes_and_gets_its_share_when_it_is_back() {
+    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
+        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster cuts a client off");
+        return;
+    }
+    let bed = Bed::cluster_only();
+    let near = bed.start_replica("near");
+    let names = fleet(&bed);
+    let mut far = bed.start_replica_as("far", "far-away");
+    settled(&bed, &["far", "near"]);
+    let before = untouched(&bed, &names);
+    bed.fault("", &json!({"match": {"user": "far-away"}, "action": {"type": "hang"}}));
+    let cut = Instant::now();
+    settled(&bed, &["near"]);
+    assert!(cut.elapsed() < Duration::from_secs(40), "well before a node counts as lost: {:?}", cut.elapsed());
+    assert_eq!(untouched(&bed, &names), before, "nodes that change hands stay ready");
+    for name in &names {
+        assert!(bed.kubectl(&format!("logs on-{name} --tail=1")).len() < 10_000, "its kubelet API answers");
+    }
+    bed.kubectl("delete --raw /debug/faults");
+    settled(&bed, &["far", "near"]);
+    assert_eq!(untouched(&bed, &names), before);
+    assert!(far.is_running(), "{}", far.log());
+    drop(near);
+}
+
 /// The writes of a takeover at which who takes over dies, right before and right after each.
 const TAKING: [(&str, &str); 3] = [
     ("PATCH", "/api/v1/nodes/"),

@@ -246,15 +246,31 @@ impl Bed {
 
     /// Starts an operator beside others, with a name and ports of its own.
     pub fn start_replica(&self, identity: &str) -> Process {
-        self.start_replica_with(identity, &[])
+        self.replica(identity, &self.kubeconfig, &[])
     }
 
     /// The same with variables.
     pub fn start_replica_with(&self, identity: &str, variables: &[(&str, &str)]) -> Process {
+        self.replica(identity, &self.kubeconfig, variables)
+    }
+
+    /// The same as an administrator of this name, so that the development cluster can tell it from others.
+    pub fn start_replica_as(&self, identity: &str, user: &str) -> Process {
+        let mut config: Value = serde_json::from_str(&self.kubectl("config view --raw -o json")).expect("JSON");
+        for entry in config["users"].as_array_mut().expect("users") {
+            entry["user"]["as"] = user.into();
+            entry["user"]["as-groups"] = serde_json::json!(["system:masters"]);
+        }
+        let path = self.dir.path().join(format!("{user}.kubeconfig"));
+        std::fs::write(&path, config.to_string()).expect("a file");
+        self.replica(identity, &path, &[])
+    }
+
+    fn replica(&self, identity: &str, kubeconfig: &Path, variables: &[(&str, &str)]) -> Process {
         let (first, last) = port_range();
         let mut command = Command::new(vnode_binary());
         command.envs(variables.iter().copied());
-        command.arg("operator").arg("--kubeconfig").arg(&self.kubeconfig);
+        command.arg("operator").arg("--kubeconfig").arg(kubeconfig);
         command.args(["--kubelet-ports", &format!("{first}-{last}"), "--node-ip", "127.0.0.1"]);
         command.args(["--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);
         command.args(["--namespace", "vnode-system", "--identity", identity]);
