@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 pub type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// A process that is killed with its handle.
-pub struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {

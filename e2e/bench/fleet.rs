@@ -11,6 +11,8 @@ mod common;
 mod report;
 #[path = "fleet/scenarios.rs"]
 mod scenarios;
+#[path = "fleet/soak.rs"]
+mod soak;
 #[path = "fleet/watch.rs"]
 mod watch;
 
@@ -47,6 +49,9 @@ struct Options {
     /// Operators that share the fleet; of several, one is killed.
     #[arg(long, default_value_t = 1)]
     replicas: u8,
+    /// For how long pods and nodes come and go, in seconds, and memory and descriptors are watched.
+    #[arg(long, default_value = "0", value_parser = |s: &str| s.parse().map(Duration::from_secs))]
+    soak: Duration,
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -107,6 +112,13 @@ impl Bed {
         self.of_all(Process::rss)
     }
 
+    /// Open file descriptors of all operators.
+    fn descriptors(&self) -> f64 {
+        self.of_all(|process| {
+            std::fs::read_dir(format!("/proc/{}/fd", process.0.id())).map_or(f64::NAN, |open| open.count() as f64)
+        })
+    }
+
     /// Processor time of all operators in seconds.
     fn cpu(&self) -> f64 {
         self.of_all(Process::cpu)
@@ -128,13 +140,16 @@ async fn measure(options: &Options, nodes: usize, report: &mut Report) -> Result
         scenarios::fill(&client, &bed, nodes, nodes * options.pods_per_node, report).await?;
         scenarios::churn(&client, nodes, options, report).await?;
     }
+    if !options.soak.is_zero() {
+        soak::soak(&client, &bed, options, nodes, report).await?;
+    }
     if options.replicas > 1 {
         scenarios::takeover(&client, &mut bed, report).await?;
     } else {
         scenarios::restart(&client, &mut bed, nodes, report).await?;
     }
     if options.pods_per_node > 0 {
-        scenarios::clear(&client, report).await?;
+        scenarios::clear(&client, &bed, report).await?;
     }
     if bed.cluster.is_none() {
         Api::<VirtualNode>::all(client).delete_collection(&DeleteParams::default(), &ListParams::default()).await?;

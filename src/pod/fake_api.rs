@@ -87,6 +87,11 @@ impl FakeApi {
         state.tell("DELETED", &pod);
     }
 
+    /// Sends an event once more, or one that was overtaken, as a server does whose cache is behind.
+    pub fn say_again(&self, kind: &str, pod: &Value) {
+        self.0.lock().unwrap().send(kind, pod);
+    }
+
     pub fn remove_unseen(&self, name: &str) {
         self.0.lock().unwrap().pods.remove(&("default".to_owned(), name.to_owned())).unwrap();
     }
@@ -295,7 +300,11 @@ impl State {
     fn tell(&mut self, kind: &str, pod: &Value) {
         let mut pod = pod.clone();
         pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.watches.retain(|w| !w.wants(&pod) || w.sender.send(json!({"type": kind, "object": pod})).is_ok());
+        self.send(kind, &pod);
+    }
+
+    fn send(&mut self, kind: &str, pod: &Value) {
+        self.watches.retain(|w| !w.wants(pod) || w.sender.send(json!({"type": kind, "object": pod})).is_ok());
     }
 }
 

@@ -273,6 +273,35 @@ async fn work_that_was_done_and_answered_too_late_is_not_done_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_that_come_twice_late_or_out_of_order_change_nothing() {
+    let w = World::new();
+    let provider = Faulty::around(w.mock("n1", MockConfig::default()));
+    w.add("n1", provider.clone());
+    w.api.put(pod("a", "u1", "n1"));
+    let young = w.api.pod("a").unwrap();
+    w.until_phase("a", "Running").await;
+    let running = w.api.pod("a").unwrap();
+    w.api.edit("a", |p| p["metadata"]["labels"] = json!({"edited": "yes"}));
+    w.settle().await;
+    let (handed, writes) = (provider.given.lock().unwrap().len(), w.api.writes());
+    for old in [&young, &running, &w.api.pod("a").unwrap(), &young] {
+        w.api.say_again("MODIFIED", old);
+        w.settle().await;
+    }
+    assert_eq!(provider.given.lock().unwrap().len(), handed, "what it was is not handed over again");
+    assert_eq!(w.api.writes(), writes);
+
+    w.api.edit("a", |p| delete(p, 0));
+    w.until("the pod is gone", |api| api.pod("a").is_none()).await;
+    w.settle().await;
+    // A server that is behind still has it, as it was before it ever ran.
+    w.api.say_again("ADDED", &young);
+    w.settle().await;
+    assert!(provider.inner().list_pods().await.unwrap().is_empty(), "who is gone is not served for long");
+    assert_eq!(w.pods.counts("n1").total, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unreachable_node_is_left_alone_until_it_is_back() {
     let w = World::new();
     let provider = Faulty::around(w.mock("n1", MockConfig::default()));

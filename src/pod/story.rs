@@ -70,8 +70,13 @@ impl PodController {
                 }
                 Outcome::Done
             }
+            // Who answers a write knows the latest; a watch may be fed from a cache that is behind.
+            Written::Missing => {
+                self.note(self.cache.gone(&reference.uid, Some(&entry.node.name)));
+                Outcome::Done
+            }
             // The watch brings what happened to it.
-            Written::Gone => Outcome::Done,
+            Written::Conflict => Outcome::Done,
             Written::Refused(message) => {
                 tracing::warn!(pod = %reference, node = %entry.node.name, message, "the API server refused a status");
                 Outcome::Retry
@@ -104,7 +109,7 @@ impl PodController {
     pub(super) async fn delete(&self, entry: &Entry) -> Next {
         let reference = guard(&entry.record).reference.clone();
         match write::delete(&self.client, &reference).await {
-            Written::Done(_) | Written::Gone => {
+            Written::Done(_) | Written::Missing | Written::Conflict => {
                 guard(&entry.record).deleted = true;
                 Ok(())
             }

@@ -20,8 +20,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) enum Written {
     /// It is done; the object's new version, 0 when unknown.
     Done(u64),
-    /// There is no such pod any more, or another one has its name.
-    Gone,
+    /// There is no such pod.
+    Missing,
+    /// Another one has its name, or it has changed meanwhile.
+    Conflict,
     /// The API server will not take it as it is.
     Refused(String),
     /// It may work later, after this time if the server said one.
@@ -43,7 +45,8 @@ struct SlimMeta {
 fn failed(error: kube::Error) -> Written {
     match error {
         kube::Error::Api(status) => match status.code {
-            404 | 409 => Written::Gone,
+            404 => Written::Missing,
+            409 => Written::Conflict,
             429 | 500.. => {
                 let seconds = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0);
                 Written::Later(status.message, seconds.map(|s| Duration::from_secs(s.into())))

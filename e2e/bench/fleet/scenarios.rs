@@ -43,7 +43,7 @@ pub async fn nodes(client: &Client, bed: &Bed, options: &Options, nodes: usize, 
     Ok(())
 }
 
-async fn create_node(client: &Client, name: String, mock: serde_json::Value) -> Result<()> {
+pub async fn create_node(client: &Client, name: String, mock: serde_json::Value) -> Result<()> {
     let vn = serde_json::from_value(json!({
         "apiVersion": "vnode.dev/v1alpha1", "kind": "VirtualNode", "metadata": {"name": name},
         "spec": {"provider": {"type": "mock", "mock": mock}, "capacity": {"pods": "250", "cpu": "64"}},
@@ -53,12 +53,12 @@ async fn create_node(client: &Client, name: String, mock: serde_json::Value) -> 
 }
 
 /// Runs `make` for all numbers, some at a time.
-async fn each<F: Future<Output = Result<()>>>(count: usize, make: impl Fn(usize) -> F) -> Result<()> {
+pub async fn each<F: Future<Output = Result<()>>>(count: usize, make: impl Fn(usize) -> F) -> Result<()> {
     stream::iter(0..count).map(make).buffer_unordered(AT_A_TIME).try_collect::<Vec<()>>().await?;
     Ok(())
 }
 
-async fn create_pod(client: &Client, name: String, node: String) -> Result<()> {
+pub async fn create_pod(client: &Client, name: String, node: String) -> Result<()> {
     let pod = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}], "tolerations": [{"operator": "Exists"}]},
@@ -201,15 +201,19 @@ pub async fn takeover(client: &Client, bed: &mut Bed, report: &mut Report) -> Re
 }
 
 /// All pods are deleted at once.
-pub async fn clear(client: &Client, report: &mut Report) -> Result<()> {
+pub async fn clear(client: &Client, bed: &Bed, report: &mut Report) -> Result<()> {
     let count = api::<Pod>(client, Some("default")).list(&ListParams::default()).await?.items.len();
     let seen =
         Follower::new(api::<Pod>(client, Some("default")), |n: &mut usize, _, pod| *n += usize::from(pod.is_none()))
             .await?;
-    let start = Instant::now();
+    let (cpu, cluster_cpu, start) = (bed.cpu(), bed.cluster_cpu(), Instant::now());
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    let asked = start.elapsed().as_secs_f64();
     seen.until("all pods are gone", PATIENCE, |n| *n >= count).await?;
     report.note("pods deleted → all gone", "pods/s", "≥ 1,500", count as f64 / start.elapsed().as_secs_f64());
+    report.note("the same: until the API server had marked all", "s", "", asked);
+    report.note("operator, processor time for the deletion", "s", "", bed.cpu() - cpu);
+    report.note("cluster, processor time for the deletion", "s", "", bed.cluster_cpu() - cluster_cpu);
     Ok(())
 }
