@@ -111,7 +111,11 @@ impl Schema {
                     if let Some(schema) = self.field(name) {
                         let old = old.and_then(|o| o.get(name));
                         let same = same || old == Some(value);
-                        schema.expressions(value, old, same, &self.below(path, name), errors);
+                        let path = match node.fields.contains_key(&**name) {
+                            true => join(path, name),
+                            false => format!("{path}[{name}]"),
+                        };
+                        schema.expressions(value, old, same, &path, errors);
                     }
                 }
             }
@@ -275,9 +279,9 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
     }
     let fitting = rules.one_of.iter().filter(|s| s.accepts(value)).count();
     if !rules.one_of.is_empty() && fitting != 1 {
-        let found = if fitting == 0 { "none".to_owned() } else { format!("{fitting}") };
+        let found = if fitting == 0 { "none valid".to_owned() } else { format!("{fitting} valid alternatives") };
         let rest: &[Schema] = if fitting == 0 { &rules.one_of } else { &[] };
-        combined(format!("must validate one and only one schema (oneOf). Found {found} valid"), rest);
+        combined(format!("must validate one and only one schema (oneOf). Found {found}"), rest);
     }
     if rules.not.as_ref().is_some_and(|s| s.accepts(value)) {
         combined("must not validate the schema (not)".into(), &[]);
@@ -347,5 +351,10 @@ fn expressed(fault: &kube_cel::ValidationError, path: &str, value: &Value) -> Fi
         _ if reason != "FieldValueInvalid" => String::new(),
         flat => format!(" {flat}:"),
     };
+    if reason == "FieldValueDuplicate" {
+        // Its words are lost. apiextensions: `fieldErrorForReason`.
+        let shown = if value.is_object() || value.is_array() { String::new() } else { format!(": {value}") };
+        return FieldError { field, reason, message: format!("{said}{shown}") };
+    }
     FieldError { field, reason, message: format!("{said}:{shown} {}", fault.message) }
 }
