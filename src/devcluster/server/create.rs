@@ -86,7 +86,7 @@ impl Api {
     }
 
     /// Namespaced objects need a namespace that exists and is not on its way out.
-    fn check_namespace(&self, kind: &Kind, namespace: &str, value: &Value) -> Result<()> {
+    pub(super) fn check_namespace(&self, kind: &Kind, namespace: &str, value: &Value) -> Result<()> {
         if !kind.namespaced {
             return Ok(());
         }
@@ -124,7 +124,12 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     match (api_version.as_deref().unwrap_or_default(), named.as_deref().unwrap_or_default()) {
         ("", _) | (_, "") if kind.custom => {
             let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "Kind" };
-            return Err(ApiError::bad_request(format!("Object '{missing}' is missing in the body")));
+            let body = Value::from(object.clone()).to_string();
+            let of = &kind.kind;
+            return Err(ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {of}): Object '{missing}' is missing in '{body}' \
+                 ({body})"
+            )));
         }
         (version, named) => {
             let (version, named) =
@@ -290,7 +295,7 @@ pub(crate) fn record(write: &Write<'_>, before: Option<&Value>, after: &mut Valu
 /// Sets what the server sets and drops what a client may not.
 fn clean_metadata(kind: &Kind, value: &mut Value, namespace: &str) {
     let Some(metadata) = value["metadata"].as_object_mut() else { return };
-    for owned in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for owned in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.remove(owned);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());

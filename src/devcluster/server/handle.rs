@@ -83,9 +83,7 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         Method::DELETE => "DeleteOptions",
         _ => "CreateOptions",
     };
-    let watching =
-        options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
-    let verb = target.verb(&parts.method, watching);
+    let verb = target.verb(&parts.method, options.flag("watch"));
     authorize(api, &user, &target, verb, &options)?;
     let kinds = api.registry.kinds();
     let missing = || {
@@ -110,6 +108,9 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
     if misplaced {
         let unlisted = kind.namespaced && target.name.is_empty() && !kind.custom;
         return Err(if unlisted { not_allowed() } else { missing() });
+    }
+    if target.watched && !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(not_allowed());
     }
     let resource = api.store.resource(&kind.storage);
     let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
