@@ -228,7 +228,18 @@ fn check_list(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<Fiel
                 "must be array if x-kubernetes-list-type is specified",
             ));
         }
-        Some("atomic" | "set") => {}
+        Some("atomic") => {}
+        Some("set") => {
+            let (items, map) = (&source["items"], &source["items"]["x-kubernetes-map-type"]);
+            let whole = match items["type"].as_str() {
+                Some("object") => *map == "atomic",
+                _ => true,
+            };
+            if !whole {
+                let detail = "must be atomic as item of a list with x-kubernetes-list-type=set";
+                errors.push(FieldError::invalid(at("items.x-kubernetes-map-type"), map, detail));
+            }
+        }
         Some("map") => {
             if keys.is_empty() {
                 errors.push(FieldError::required(

@@ -216,6 +216,9 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
     match value {
         Value::Number(number) => {
             let n = number.as_f64().unwrap_or_default();
+            if let Some(unit) = rules.multiple_of.filter(|unit| (n / unit).fract() != 0.0) {
+                invalid(format!("should be a multiple of {unit}"));
+            }
             if rules.minimum.is_some_and(|m| n < m || (rules.exclusive_minimum && n == m)) {
                 let than = if rules.exclusive_minimum { "greater than" } else { "greater than or equal to" };
                 invalid(format!("should be {than} {}", rules.minimum.unwrap_or_default()));
@@ -223,9 +226,6 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
             if rules.maximum.is_some_and(|m| n > m || (rules.exclusive_maximum && n == m)) {
                 let than = if rules.exclusive_maximum { "less than" } else { "less than or equal to" };
                 invalid(format!("should be {than} {}", rules.maximum.unwrap_or_default()));
-            }
-            if let Some(unit) = rules.multiple_of.filter(|unit| (n / unit).fract() != 0.0) {
-                invalid(format!("should be a multiple of {unit}"));
             }
         }
         Value::String(text) => {

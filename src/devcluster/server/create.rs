@@ -10,6 +10,8 @@ use crate::status::{ApiError, FieldError, Result};
 use crate::store::{Draft, Expect, Key, Refused};
 use crate::validate;
 
+/// What the metadata of every object is.
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 /// Attempts at a generated name before the client is told to try again.
 const NAME_ATTEMPTS: usize = 8;
 
@@ -253,9 +255,12 @@ pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value, old: Option<&Va
         }
         warnings = unknown;
     }
-    if !kind.custom
-        && let Err(error) = schema.check_types(value, old)
-    {
+    let typed = match (kind.custom, crate::schema::builtin(META)) {
+        (false, _) => schema.check_types(value, old),
+        (true, Some(meta)) => meta.check_types(&value["metadata"], old.map(|old| &old["metadata"])),
+        (true, None) => Ok(()),
+    };
+    if let Err(error) = typed {
         return Err(refuse(value, error));
     }
     schema.prune(value);

@@ -20,7 +20,7 @@ use super::http::{
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
-use super::{Api, Call, Write, Written, admission, metrics, proxy, reviews, scale, subresources, watch};
+use super::{Api, Call, Write, Written, admission, metrics, not_found, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
 use crate::selector::{required, required_name};
 use crate::status::{ApiError, Result};
@@ -113,10 +113,11 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         return Err(not_allowed());
     }
     let resource = api.store.resource(&kind.storage);
+    let target_named = !target.name.is_empty();
     let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
     if call.kind.is_virtual() {
         if parts.method != Method::POST {
-            return Err(not_allowed());
+            return Err(if target_named { missing() } else { not_allowed() });
         }
         let body = read_body(body).await?;
         if &*call.kind.plural == "bindings" {
@@ -137,7 +138,7 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         return subresource(api, call, parts, body).await;
     }
     if call.target.subresource == "status" && call.kind.subresource("status").is_none() {
-        return Err(missing());
+        return Err(if call.kind.custom { not_found(&call.kind, &call.target.name) } else { missing() });
     }
     let method = &parts.method;
     if !matches!(*method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {

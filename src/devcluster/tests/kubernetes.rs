@@ -203,6 +203,31 @@ async fn rules_that_do_not_fit_their_schema_are_refused() {
 }
 
 #[tokio::test]
+async fn custom_objects_have_the_metadata_of_any() {
+    let (cluster, client) = start(Options::default()).await;
+    let spec = json!({"type": "object", "properties": {"n": {"type": "integer", "maximum": 3, "multipleOf": 2}}});
+    assert_eq!(client.post(DEFINITIONS, &definition(&spec)).await.code, 201);
+    let widgets = "/apis/example.com/v1/namespaces/default/widgets";
+    until(&client, widgets, |answer| answer.code == 200).await;
+    let widget = |labels: Value, n: u8| {
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "labels": labels},
+            "spec": {"n": n}})
+    };
+    let refused = client.post(widgets, &widget(json!({"a": 1}), 2)).await;
+    let wanted = "json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string";
+    assert_eq!(refused.code, 400);
+    assert!(refused.message().ends_with(wanted), "{}", refused.message());
+    let causes = client.post(widgets, &widget(json!({}), 5)).await.json()["details"]["causes"].clone();
+    assert_eq!(causes[0]["message"], "Invalid value: 5: spec.n in body should be a multiple of 2");
+    assert_eq!(client.post(widgets, &widget(json!({}), 2)).await.code, 201);
+    let missing = client.get(&format!("{widgets}/w/status")).await;
+    assert_eq!((missing.code, missing.message().as_str()), (404, "widgets.example.com \"w\" not found"));
+    let review = client.get("/apis/authentication.k8s.io/v1/tokenreviews/x").await;
+    assert_eq!(review.code, 404);
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
 async fn rules_about_changes_may_ask_for_what_was_not_there() {
     let (cluster, client) = start(Options::default()).await;
     let spec = json!({"type": "object", "properties": {
