@@ -59,6 +59,15 @@ impl Schema {
             let detail = format!("{path} in body must be of type {}: {value}", node.format);
             errors.push(FieldError::type_invalid(path, value, &detail));
         }
+        if node.kind == Type::Integer
+            && &*node.format == "int32"
+            && value.as_i64().is_none_or(|n| i32::try_from(n).is_err())
+        {
+            // Nameless, as go-openapi tells it.
+            let message =
+                format!("Invalid value: \"\": Checked value must be of type integer with format int32 in {path}");
+            errors.push(FieldError { field: "<nil>".into(), reason: "FieldValueInvalid", message });
+        }
         if let Some(rules) = &node.rules {
             demands(rules, value, path, errors);
         }

@@ -124,18 +124,19 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     let given = |object: &Map<String, Value>, key: &str| object.get(key).and_then(Value::as_str).map(String::from);
     let (api_version, named) = (given(object, "apiVersion"), given(object, "kind"));
     match (api_version.as_deref().unwrap_or_default(), named.as_deref().unwrap_or_default()) {
-        ("", _) | (_, "") if kind.custom => {
-            let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "Kind" };
+        (_, "") if kind.custom => {
             let body = Value::from(object.clone()).to_string();
             let of = &kind.kind;
             return Err(ApiError::bad_request(format!(
-                "the object provided is unrecognized (must be of type {of}): Object '{missing}' is missing in '{body}' \
+                "the object provided is unrecognized (must be of type {of}): Object 'Kind' is missing in '{body}' \
                  ({body})"
             )));
         }
         (version, named) => {
-            let (version, named) =
-                (if version.is_empty() { &wanted } else { version }, if named.is_empty() { &kind.kind } else { named });
+            let (version, named) = (
+                if version.is_empty() && !kind.custom { &wanted } else { version },
+                if named.is_empty() { &kind.kind } else { named },
+            );
             if kind.custom && version == wanted && *named != *kind.kind {
                 let error = FieldError::invalid("kind", &json!(named), &format!("must be {}", kind.kind));
                 let name = object.get("metadata").and_then(|meta| meta["name"].as_str()).unwrap_or_default();

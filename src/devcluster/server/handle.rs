@@ -304,6 +304,9 @@ pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
 
 async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Asking) -> Result<Answer> {
     let name = call.target.subresource.clone();
+    if call.kind.subresource(&name).is_none() && call.kind.custom {
+        return Err(not_found(&call.kind, &call.target.name));
+    }
     if call.kind.subresource(&name).is_none() {
         let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
         error.details = json!({});

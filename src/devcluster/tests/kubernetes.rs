@@ -205,7 +205,8 @@ async fn rules_that_do_not_fit_their_schema_are_refused() {
 #[tokio::test]
 async fn custom_objects_have_the_metadata_of_any() {
     let (cluster, client) = start(Options::default()).await;
-    let spec = json!({"type": "object", "properties": {"n": {"type": "integer", "maximum": 3, "multipleOf": 2}}});
+    let spec = json!({"type": "object", "properties": {"n": {"type": "integer", "maximum": 3, "multipleOf": 2},
+        "i": {"type": "integer", "format": "int32"}}});
     assert_eq!(client.post(DEFINITIONS, &definition(&spec)).await.code, 201);
     let widgets = "/apis/example.com/v1/namespaces/default/widgets";
     until(&client, widgets, |answer| answer.code == 200).await;
@@ -220,8 +221,16 @@ async fn custom_objects_have_the_metadata_of_any() {
     let causes = client.post(widgets, &widget(json!({}), 5)).await.json()["details"]["causes"].clone();
     assert_eq!(causes[0]["message"], "Invalid value: 5: spec.n in body should be a multiple of 2");
     assert_eq!(client.post(widgets, &widget(json!({}), 2)).await.code, 201);
-    let missing = client.get(&format!("{widgets}/w/status")).await;
-    assert_eq!((missing.code, missing.message().as_str()), (404, "widgets.example.com \"w\" not found"));
+    for none in ["status", "scale", "other"] {
+        let missing = client.get(&format!("{widgets}/w/{none}")).await;
+        assert_eq!((missing.code, missing.message().as_str()), (404, "widgets.example.com \"w\" not found"));
+    }
+    let large = client.patch(&format!("{widgets}/w"), MERGE, r#"{"spec":{"i":3000000000}}"#).await;
+    let wanted = "Invalid value: \"\": Checked value must be of type integer with format int32 in spec.i";
+    assert_eq!((large.code, &large.json()["details"]["causes"][0]["message"]), (422, &json!(wanted)));
+    let versionless = json!({"kind": "Widget", "metadata": {"name": "v"}});
+    let wanted = "the API version in the data () does not match the expected API version (example.com/v1)";
+    assert_eq!(client.post(widgets, &versionless).await.message(), wanted);
     let review = client.get("/apis/authentication.k8s.io/v1/tokenreviews/x").await;
     assert_eq!(review.code, 404);
     cluster.shutdown().await;
