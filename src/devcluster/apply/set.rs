@@ -177,7 +177,7 @@ impl Set {
         Self { member: self.member && other.member, below: below.collect() }
     }
 
-    /// The members' paths, as in `.spec.containers[name="c"].image`.
+    /// The members' paths, as in `.spec.containers[name="c"].image`, those of a level before those below it.
     pub(super) fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
         self.collect("", &mut paths);
@@ -185,11 +185,10 @@ impl Set {
     }
 
     fn collect(&self, path: &str, paths: &mut Vec<String>) {
-        if self.member {
-            paths.push(path.to_owned());
-        }
+        let here = |name: &str| format!("{path}{}", shown(name));
+        paths.extend(self.below.iter().filter(|(_, set)| set.member).map(|(name, _)| here(name)));
         for (name, set) in &self.below {
-            set.collect(&format!("{path}{}", shown(name)), paths);
+            set.collect(&here(name), paths);
         }
     }
 }

@@ -54,14 +54,15 @@ fn demanded(spec: &PodDisruptionBudgetSpec, expected: i32) -> i32 {
     }
 }
 
-/// The pods that the owners of these want, as far as they are known.
-fn expected(world: &World, pods: &[Arc<Pod>]) -> i32 {
+/// How many pods a budget is about: those there are for one that demands a number, otherwise those that their owners
+/// want, so that pods without an owner do not count. kube-controller-manager: `getExpectedPodCount`.
+fn expected(world: &World, spec: &PodDisruptionBudgetSpec, pods: &[Arc<Pod>]) -> i32 {
+    if spec.max_unavailable.is_none() && !matches!(spec.min_available, Some(IntOrString::String(_))) {
+        return i32::try_from(pods.len()).unwrap_or(i32::MAX);
+    }
     let (mut owners, mut total) = (std::collections::BTreeSet::new(), 0);
     for pod in pods {
-        let Some(owner) = controller_of(pod.as_ref()) else {
-            total += 1;
-            continue;
-        };
+        let Some(owner) = controller_of(pod.as_ref()) else { continue };
         if !owners.insert(owner.uid.clone()) {
             continue;
         }
@@ -81,7 +82,7 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
     let Some(budget) = world.budgets.get(&key) else { return Ok(None) };
     let Some(spec) = &budget.spec else { return Ok(None) };
     let pods = world.pods.select(|p| !is_terminal(p) && covers(&budget, p));
-    let expected = expected(world, &pods);
+    let expected = expected(world, spec, &pods);
     let desired = demanded(spec, expected);
     let healthy = pods.iter().filter(|p| is_active(p) && has_condition(p, "Ready")).count();
     let healthy = i32::try_from(healthy).unwrap_or(i32::MAX);

@@ -28,6 +28,7 @@ mod scheduler;
 mod service_account;
 mod stateful_set;
 mod taint_eviction;
+mod volume;
 mod workload;
 mod world;
 
@@ -90,6 +91,7 @@ pub(crate) async fn run_all(client: kube::Client, shutdown: CancellationToken, a
     go("job", with(|world| Box::pin(job::start(world))));
     go("cron-job", with(|world| Box::pin(cron_job::start(world))));
     go("claim-protection", with(|world| Box::pin(claim_protection::start(world))));
+    go("volume", with(|world| Box::pin(volume::start(world))));
     go("disruption", with(|world| Box::pin(disruption::start(world))));
     let signing = world.clone();
     go("certificates", Box::new(move || Box::pin(certificates::start(&signing, authority.clone()))));

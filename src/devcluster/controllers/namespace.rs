@@ -111,28 +111,28 @@ async fn reconcile(world: &World, name: String) -> Outcome {
         return Ok(None);
     }
     let (mut left, mut errors) = (Vec::new(), Vec::new());
-    for kind in discovery::kinds(client).await?.into_iter().filter(|k| k.namespaced) {
+    let mut kinds: Vec<_> = discovery::kinds(client).await?.into_iter().filter(|k| k.namespaced).collect();
+    let is_pods = |kind: &Kind| kind.resource.group.is_empty() && kind.resource.plural == "pods";
+    kinds.sort_by_key(|kind| !is_pods(kind));
+    let mut waits = false;
+    for kind in kinds {
         match empty(client, &name, &kind).await {
             Ok(None) => {}
+            // While there are pods, what they use stays, and nothing is said of what remains. KEP-5080.
+            Ok(Some(_)) if is_pods(&kind) => {
+                waits = true;
+                break;
+            }
             Ok(Some(some)) => left.push(some),
             // The kind went away since discovery, and its objects with it.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => {}
             Err(error) => errors.push(format!("{}: {error}", kind.resource.plural)),
         }
     }
-    if !left.is_empty() || !errors.is_empty() {
-        let conditions = conditions(&left, &errors, &now());
-        let told = |v: &Value| -> Vec<(Value, Value)> {
-            v.as_array().into_iter().flatten().map(|c| (c["type"].clone(), c["message"].clone())).collect()
-        };
-        let before = serde_json::to_value(namespace.status.as_ref().and_then(|s| s.conditions.as_ref()));
-        if told(&before.unwrap_or_default()) != told(&conditions) {
-            let body = Patch::Merge(json!({"status": {"conditions": conditions}}));
-            gone_is_fine(api.patch_status(&name, &PatchParams::default(), &body).await.map(drop))?;
-        }
+    let Some(mut done) = tell(&api, namespace, conditions(&left, &errors, &now())).await? else { return Ok(None) };
+    if waits || !left.is_empty() || !errors.is_empty() {
         return Ok(Some(AGAIN));
     }
-    let mut done = namespace;
     if let Some(spec) = &mut done.spec {
         spec.finalizers = Some(finalizers.into_iter().filter(|f| !ours(f)).collect());
     }
@@ -143,6 +143,23 @@ async fn reconcile(world: &World, name: String) -> Outcome {
         .map_err(kube::Error::HttpError)?;
     gone_is_fine(client.request::<Value>(request).await.map(drop))?;
     Ok(None)
+}
+
+/// Writes conditions that say something new, and returns the namespace with them; `None` when it is gone.
+async fn tell(api: &Api<Namespace>, namespace: Namespace, conditions: Value) -> Result<Option<Namespace>, kube::Error> {
+    let told = |v: &Value| -> Vec<(Value, Value)> {
+        v.as_array().into_iter().flatten().map(|c| (c["type"].clone(), c["message"].clone())).collect()
+    };
+    let before = serde_json::to_value(namespace.status.as_ref().and_then(|s| s.conditions.as_ref()));
+    if told(&before.unwrap_or_default()) == told(&conditions) {
+        return Ok(Some(namespace));
+    }
+    let body = Patch::Merge(json!({"status": {"conditions": conditions}}));
+    match api.patch_status(&namespace.name_any(), &PatchParams::default(), &body).await {
+        Ok(namespace) => Ok(Some(namespace)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes all objects of a kind in a namespace and says what is left.

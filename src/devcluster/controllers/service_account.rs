@@ -12,6 +12,10 @@ use super::world::{World, there_is_fine};
 
 /// The ConfigMap that pods read the CA from.
 pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+const DESCRIPTION: &str = "kubernetes.io/description";
+const ROOT_CA_IS: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
+    endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across \
+    distributions of Kubernetes clusters.";
 
 /// Hooks the controller to the shared watches and returns its work.
 pub(crate) fn start(world: &Arc<World>) -> impl Future<Output = ()> + Send + use<> {
@@ -59,6 +63,7 @@ async fn reconcile(world: &World, namespace: String) -> Outcome {
         None => {
             let mut map = ConfigMap::default();
             map.metadata.name = Some(ROOT_CA.into());
+            map.metadata.annotations = Some([(DESCRIPTION.to_string(), ROOT_CA_IS.to_string())].into());
             map.data = Some([("ca.crt".to_string(), world.root_ca_pem.clone())].into());
             there_is_fine(world.api(&namespace).create(&PostParams::default(), &map).await.map(drop))?;
         }

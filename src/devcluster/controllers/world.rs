@@ -15,7 +15,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -53,6 +53,7 @@ pub(crate) struct World {
     pub(crate) jobs: Arc<Informer<Job>>,
     pub(crate) cron_jobs: Arc<Informer<CronJob>>,
     pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
+    pub(crate) volumes: Arc<Informer<PersistentVolume>>,
     pub(crate) services: Arc<Informer<Service>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
     pub(crate) signing_requests: Arc<Informer<CertificateSigningRequest>>,
@@ -82,6 +83,7 @@ impl World {
             jobs: Informer::new(),
             cron_jobs: Informer::new(),
             claims: Informer::new(),
+            volumes: Informer::new(),
             services: Informer::new(),
             budgets: Informer::new(),
             signing_requests: Informer::new(),
@@ -163,6 +165,7 @@ impl World {
             watch(c, &self.jobs, all()),
             watch(c, &self.cron_jobs, all()),
             watch(c, &self.claims, all()),
+            watch(c, &self.volumes, all()),
             watch(c, &self.services, all()),
             watch(c, &self.budgets, all()),
             watch(c, &self.signing_requests, all()),

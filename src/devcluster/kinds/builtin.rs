@@ -248,6 +248,8 @@ const ROWS: &[Row] = &[
         .subs(&[("approval", "certificates.k8s.io", "v1", "CertificateSigningRequest", RW)]),
     row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", C).of(NET).generation(),
     row("networking.k8s.io", "v1", "Ingress", "ingresses", N).of(NET).short(&["ing"]).status().generation(),
+    row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", C).of(NET).short(&["ip"]),
+    row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", C).of(NET).status(),
     row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", N).of(NET).short(&["netpol"]).generation(),
     row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", N)
         .of("api.policy.v1")
@@ -260,6 +262,7 @@ const ROWS: &[Row] = &[
     row("rbac.authorization.k8s.io", "v1", "Role", "roles", N).of(RBAC),
     row("storage.k8s.io", "v1", "CSIDriver", "csidrivers", C).of(STORAGE),
     row("storage.k8s.io", "v1", "CSINode", "csinodes", C).of(STORAGE),
+    row("storage.k8s.io", "v1", "CSIStorageCapacity", "csistoragecapacities", N).of(STORAGE),
     row("storage.k8s.io", "v1", "StorageClass", "storageclasses", C).of(STORAGE).short(&["sc"]),
     row("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments", C).of(STORAGE).status(),
     row("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", C)
@@ -285,11 +288,14 @@ fn kind(row: &Row) -> Kind {
     fields.extend(row.fields.iter().map(|(name, default)| field(name, default)));
     for field in &mut fields {
         if event && &*field.name == "source" {
-            field.pointer = "/source/component".into();
+            (field.pointer, field.otherwise) = ("/source/component".into(), "/reportingComponent");
         }
         if row.group == "events.k8s.io" {
             // The objects are stored in their core form; only the names to ask by differ.
             field.name = field.name.replace("involvedObject", "regarding").into();
+            if &*field.name == "reportingComponent" {
+                field.name = "reportingController".into();
+            }
         }
     }
     let api_version =

@@ -58,7 +58,7 @@ fn kind(spec: &Value, version: &Value, storage: &str) -> Option<Kind> {
     for path in version["selectableFields"].as_array().into_iter().flatten() {
         let path = text(&path["jsonPath"]).trim_start_matches('.');
         let pointer = format!("/{}", path.replace('.', "/"));
-        fields.push(Field { name: path.into(), pointer: pointer.into(), default: "" });
+        fields.push(Field { name: path.into(), pointer: pointer.into(), default: "", otherwise: "" });
     }
     let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp",
         "description": "CreationTimestamp is a timestamp representing the server time when this object was created."});

@@ -236,7 +236,7 @@ pub(crate) fn common_fields(namespaced: bool) -> Vec<Field> {
 }
 
 pub(crate) fn field(name: &str, default: &'static str) -> Field {
-    Field { name: name.into(), pointer: format!("/{}", name.replace('.', "/")).into(), default }
+    Field { name: name.into(), pointer: format!("/{}", name.replace('.', "/")).into(), default, otherwise: "" }
 }
 
 #[cfg(test)]

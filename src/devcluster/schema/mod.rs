@@ -15,6 +15,7 @@ mod rules;
 mod structural;
 #[cfg(test)]
 mod tests;
+mod types;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::Schema;
 use super::parse::Parser;
+use super::types;
 
 /// The demands of one level.
 #[derive(Debug, Default)]
@@ -88,5 +89,23 @@ fn this_level(source: &Value) -> Value {
     let mut shape = source.clone();
     strip(&mut shape);
     shape["x-kubernetes-validations"] = source["x-kubernetes-validations"].clone();
+    for rule in shape["x-kubernetes-validations"].as_array_mut().into_iter().flatten() {
+        if rule["optionalOldSelf"] == true {
+            make_optional(rule);
+        }
+    }
     shape
+}
+
+/// Wraps what was before in an optional, which is what such a rule asks; evaluation knows it as a value or null.
+fn make_optional(rule: &mut Value) {
+    let said = rule["rule"].as_str().unwrap_or_default().to_owned();
+    let Some(wrapped) = types::replaced(&said, "oldSelf", "(oldSelf == null ? optional.none() : optional.of(oldSelf))")
+    else {
+        return;
+    };
+    if rule["message"].as_str().is_none_or(str::is_empty) {
+        rule["message"] = format!("failed rule: {said}").into();
+    }
+    rule["rule"] = wrapped.into();
 }

@@ -108,6 +108,14 @@ fn check(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
             &format!("must be a valid regular expression, but isn't: {error}"),
         ));
     }
+    if flag("x-kubernetes-embedded-resource")
+        && !flag("x-kubernetes-preserve-unknown-fields")
+        && source["properties"].as_object().is_none_or(|properties| properties.is_empty())
+    {
+        let detail = "must not be empty if x-kubernetes-embedded-resource is true without \
+                      x-kubernetes-preserve-unknown-fields";
+        errors.push(FieldError::required(at("properties"), detail));
+    }
     check_list(source, &at, errors);
     let rules = source["x-kubernetes-validations"].as_array();
     if let Some(i) = rules.into_iter().flatten().position(|rule| is_endless(rule["rule"].as_str().unwrap_or_default()))
@@ -220,7 +228,18 @@ fn check_list(source: &Value, at: &dyn Fn(&str) -> String, errors: &mut Vec<Fiel
                 "must be array if x-kubernetes-list-type is specified",
             ));
         }
-        Some("atomic" | "set") => {}
+        Some("atomic") => {}
+        Some("set") => {
+            let (items, map) = (&source["items"], &source["items"]["x-kubernetes-map-type"]);
+            let whole = match items["type"].as_str() {
+                Some("object") => *map == "atomic",
+                _ => true,
+            };
+            if !whole {
+                let detail = "must be atomic as item of a list with x-kubernetes-list-type=set";
+                errors.push(FieldError::invalid(at("items.x-kubernetes-map-type"), map, detail));
+            }
+        }
         Some("map") => {
             if keys.is_empty() {
                 errors.push(FieldError::required(

@@ -59,6 +59,15 @@ impl Schema {
             let detail = format!("{path} in body must be of type {}: {value}", node.format);
             errors.push(FieldError::type_invalid(path, value, &detail));
         }
+        if node.kind == Type::Integer
+            && &*node.format == "int32"
+            && value.as_i64().is_none_or(|n| i32::try_from(n).is_err())
+        {
+            // Nameless, as go-openapi tells it.
+            let message =
+                format!("Invalid value: \"\": Checked value must be of type integer with format int32 in {path}");
+            errors.push(FieldError { field: "<nil>".into(), reason: "FieldValueInvalid", message });
+        }
         if let Some(rules) = &node.rules {
             demands(rules, value, path, errors);
         }
@@ -111,7 +120,11 @@ impl Schema {
                     if let Some(schema) = self.field(name) {
                         let old = old.and_then(|o| o.get(name));
                         let same = same || old == Some(value);
-                        schema.expressions(value, old, same, &self.below(path, name), errors);
+                        let path = match node.fields.contains_key(&**name) {
+                            true => join(path, name),
+                            false => format!("{path}[{name}]"),
+                        };
+                        schema.expressions(value, old, same, &path, errors);
                     }
                 }
             }
@@ -212,6 +225,9 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
     match value {
         Value::Number(number) => {
             let n = number.as_f64().unwrap_or_default();
+            if let Some(unit) = rules.multiple_of.filter(|unit| (n / unit).fract() != 0.0) {
+                invalid(format!("should be a multiple of {unit}"));
+            }
             if rules.minimum.is_some_and(|m| n < m || (rules.exclusive_minimum && n == m)) {
                 let than = if rules.exclusive_minimum { "greater than" } else { "greater than or equal to" };
                 invalid(format!("should be {than} {}", rules.minimum.unwrap_or_default()));
@@ -219,9 +235,6 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
             if rules.maximum.is_some_and(|m| n > m || (rules.exclusive_maximum && n == m)) {
                 let than = if rules.exclusive_maximum { "less than" } else { "less than or equal to" };
                 invalid(format!("should be {than} {}", rules.maximum.unwrap_or_default()));
-            }
-            if let Some(unit) = rules.multiple_of.filter(|unit| (n / unit).fract() != 0.0) {
-                invalid(format!("should be a multiple of {unit}"));
             }
         }
         Value::String(text) => {
@@ -275,9 +288,9 @@ fn demands(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError
     }
     let fitting = rules.one_of.iter().filter(|s| s.accepts(value)).count();
     if !rules.one_of.is_empty() && fitting != 1 {
-        let found = if fitting == 0 { "none".to_owned() } else { format!("{fitting}") };
+        let found = if fitting == 0 { "none valid".to_owned() } else { format!("{fitting} valid alternatives") };
         let rest: &[Schema] = if fitting == 0 { &rules.one_of } else { &[] };
-        combined(format!("must validate one and only one schema (oneOf). Found {found} valid"), rest);
+        combined(format!("must validate one and only one schema (oneOf). Found {found}"), rest);
     }
     if rules.not.as_ref().is_some_and(|s| s.accepts(value)) {
         combined("must not validate the schema (not)".into(), &[]);
@@ -347,5 +360,10 @@ fn expressed(fault: &kube_cel::ValidationError, path: &str, value: &Value) -> Fi
         _ if reason != "FieldValueInvalid" => String::new(),
         flat => format!(" {flat}:"),
     };
+    if reason == "FieldValueDuplicate" {
+        // Its words are lost. apiextensions: `fieldErrorForReason`.
+        let shown = if value.is_object() || value.is_array() { String::new() } else { format!(": {value}") };
+        return FieldError { field, reason, message: format!("{said}{shown}") };
+    }
     FieldError { field, reason, message: format!("{said}:{shown} {}", fault.message) }
 }

@@ -21,6 +21,12 @@ pub(crate) fn to_served(kind: &Kind, mut value: Value) -> Value {
         value["apiVersion"] = kind.api_version().into();
         if &*kind.group == "events.k8s.io" {
             rename(&mut value, |core, new| (core, new));
+            // The newer type leaves out what the older one writes empty.
+            for key in ["reportingController", "reportingInstance"] {
+                if value[key] == "" {
+                    super::create::remove(&mut value, key);
+                }
+            }
         }
     }
     value

@@ -10,6 +10,8 @@ use crate::status::{ApiError, FieldError, Result};
 use crate::store::{Draft, Expect, Key, Refused};
 use crate::validate;
 
+/// What the metadata of every object is.
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 /// Attempts at a generated name before the client is told to try again.
 const NAME_ATTEMPTS: usize = 8;
 
@@ -86,7 +88,7 @@ impl Api {
     }
 
     /// Namespaced objects need a namespace that exists and is not on its way out.
-    fn check_namespace(&self, kind: &Kind, namespace: &str, value: &Value) -> Result<()> {
+    pub(super) fn check_namespace(&self, kind: &Kind, namespace: &str, value: &Value) -> Result<()> {
         if !kind.namespaced {
             return Ok(());
         }
@@ -122,13 +124,19 @@ pub(crate) fn check_identity(kind: &Kind, value: &mut Value, namespace: &str, na
     let given = |object: &Map<String, Value>, key: &str| object.get(key).and_then(Value::as_str).map(String::from);
     let (api_version, named) = (given(object, "apiVersion"), given(object, "kind"));
     match (api_version.as_deref().unwrap_or_default(), named.as_deref().unwrap_or_default()) {
-        ("", _) | (_, "") if kind.custom => {
-            let missing = if api_version.as_deref().unwrap_or_default().is_empty() { "apiVersion" } else { "Kind" };
-            return Err(ApiError::bad_request(format!("Object '{missing}' is missing in the body")));
+        (_, "") if kind.custom => {
+            let body = Value::from(object.clone()).to_string();
+            let of = &kind.kind;
+            return Err(ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {of}): Object 'Kind' is missing in '{body}' \
+                 ({body})"
+            )));
         }
         (version, named) => {
-            let (version, named) =
-                (if version.is_empty() { &wanted } else { version }, if named.is_empty() { &kind.kind } else { named });
+            let (version, named) = (
+                if version.is_empty() && !kind.custom { &wanted } else { version },
+                if named.is_empty() { &kind.kind } else { named },
+            );
             if kind.custom && version == wanted && *named != *kind.kind {
                 let error = FieldError::invalid("kind", &json!(named), &format!("must be {}", kind.kind));
                 let name = object.get("metadata").and_then(|meta| meta["name"].as_str()).unwrap_or_default();
@@ -248,9 +256,12 @@ pub(crate) fn check_fields(write: &Write<'_>, value: &mut Value, old: Option<&Va
         }
         warnings = unknown;
     }
-    if !kind.custom
-        && let Err(error) = schema.check_types(value, old)
-    {
+    let typed = match (kind.custom, crate::schema::builtin(META)) {
+        (false, _) => schema.check_types(value, old),
+        (true, Some(meta)) => meta.check_types(&value["metadata"], old.map(|old| &old["metadata"])),
+        (true, None) => Ok(()),
+    };
+    if let Err(error) = typed {
         return Err(refuse(value, error));
     }
     schema.prune(value);
@@ -290,7 +301,7 @@ pub(crate) fn record(write: &Write<'_>, before: Option<&Value>, after: &mut Valu
 /// Sets what the server sets and drops what a client may not.
 fn clean_metadata(kind: &Kind, value: &mut Value, namespace: &str) {
     let Some(metadata) = value["metadata"].as_object_mut() else { return };
-    for owned in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for owned in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.remove(owned);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());

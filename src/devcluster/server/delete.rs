@@ -132,7 +132,15 @@ fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestam
     {
         let mut held = object.clone();
         crds::hold(&mut held);
-        return plan_of(kind, &held, options, at);
+        return match plan_of(kind, &held, options, at) {
+            // Marked without a grace period or a new generation. apiextensions: `customresourcedefinition.REST.Delete`.
+            Step::Write(mut next, gone) => {
+                super::create::remove(&mut next["metadata"], "deletionGracePeriodSeconds");
+                next["metadata"]["generation"] = object["metadata"]["generation"].clone();
+                Step::Write(next, gone)
+            }
+            other => other,
+        };
     }
     plan_of(kind, object, options, at)
 }

@@ -20,7 +20,7 @@ use super::http::{
 use super::options::{DeleteOptions, Options};
 use super::path::Target;
 use super::read::{self, object_answer};
-use super::{Api, Call, Write, Written, admission, metrics, proxy, reviews, scale, subresources, watch};
+use super::{Api, Call, Write, Written, admission, metrics, not_found, proxy, reviews, scale, subresources, watch};
 use crate::auth::{Action, User, tokens};
 use crate::selector::{required, required_name};
 use crate::status::{ApiError, Result};
@@ -83,9 +83,7 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         Method::DELETE => "DeleteOptions",
         _ => "CreateOptions",
     };
-    let watching =
-        options.flag("watch") || path.split('/').nth(if target.group.is_empty() { 3 } else { 4 }) == Some("watch");
-    let verb = target.verb(&parts.method, watching);
+    let verb = target.verb(&parts.method, options.flag("watch"));
     authorize(api, &user, &target, verb, &options)?;
     let kinds = api.registry.kinds();
     let missing = || {
@@ -111,11 +109,15 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         let unlisted = kind.namespaced && target.name.is_empty() && !kind.custom;
         return Err(if unlisted { not_allowed() } else { missing() });
     }
+    if target.watched && !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(not_allowed());
+    }
     let resource = api.store.resource(&kind.storage);
+    let target_named = !target.name.is_empty();
     let call = Call { kind, resource, target, options, user, headers: parts.headers.clone() };
     if call.kind.is_virtual() {
         if parts.method != Method::POST {
-            return Err(not_allowed());
+            return Err(if target_named { missing() } else { not_allowed() });
         }
         let body = read_body(body).await?;
         if &*call.kind.plural == "bindings" {
@@ -136,7 +138,7 @@ async fn route(api: &Arc<Api>, user: User, parts: Parts, body: Asking) -> Result
         return subresource(api, call, parts, body).await;
     }
     if call.target.subresource == "status" && call.kind.subresource("status").is_none() {
-        return Err(missing());
+        return Err(if call.kind.custom { not_found(&call.kind, &call.target.name) } else { missing() });
     }
     let method = &parts.method;
     if !matches!(*method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
@@ -302,6 +304,9 @@ pub(crate) fn written(call: &Call, written: Written) -> Result<Answer> {
 
 async fn subresource(api: &Arc<Api>, call: Call, parts: Parts, body: Asking) -> Result<Answer> {
     let name = call.target.subresource.clone();
+    if call.kind.subresource(&name).is_none() && call.kind.custom {
+        return Err(not_found(&call.kind, &call.target.name));
+    }
     if call.kind.subresource(&name).is_none() {
         let mut error = ApiError::new(404, "NotFound", "the server could not find the requested resource");
         error.details = json!({});

@@ -240,7 +240,12 @@ impl DeleteOptions {
             return Err(ApiError::invalid("DeleteOptions", "meta.k8s.io", "", &errors));
         }
         let propagation = policy.or(orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.into()));
-        let body_dry = body["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
+        let dry = body["dryRun"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if dry.iter().any(|v| v != "All") {
+            errors.push(FieldError::not_supported("dryRun", &body["dryRun"], &["All"]));
+            return Err(ApiError::invalid("DeleteOptions", "meta.k8s.io", "", &errors));
+        }
+        let body_dry = !dry.is_empty();
         let preconditions = &body["preconditions"];
         Ok(Self {
             grace,

@@ -11,6 +11,8 @@ pub(crate) struct Target {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) subresource: String,
+    /// The old form of a watch, as in `/api/v1/watch/namespaces/…`: of one object when it has a name.
+    pub(crate) watched: bool,
     /// What follows a `proxy` subresource, without the leading slash.
     pub(crate) rest: String,
 }
@@ -30,9 +32,8 @@ impl Target {
             parts.pop();
         }
         let first = parts.first().filter(|p| !p.is_empty())?;
-        let mut target = Self { group, version, ..Self::default() };
-        // The old form of a watch: /api/v1/watch/namespaces/… is a list that watches.
-        let mut at = usize::from(first == "watch");
+        let mut target = Self { group, version, watched: first == "watch", ..Self::default() };
+        let mut at = usize::from(target.watched);
         let part = |at: usize| parts.get(at).cloned().unwrap_or_default();
         if part(at) == "namespaces" && parts.len() > at + 2 && !matches!(&*part(at + 2), "status" | "finalize") {
             target.namespace = part(at + 1);
@@ -51,7 +52,7 @@ impl Target {
     /// The verb that RBAC knows for a method.
     pub(crate) fn verb(&self, method: &Method, watch: bool) -> &'static str {
         match *method {
-            Method::GET | Method::HEAD if self.name.is_empty() && watch => "watch",
+            Method::GET | Method::HEAD if self.watched || self.name.is_empty() && watch => "watch",
             Method::GET | Method::HEAD if self.name.is_empty() => "list",
             Method::POST => "create",
             Method::PUT => "update",

@@ -15,13 +15,13 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
     let mut review = parse(&content_type(&call.headers), body)?;
     let kind = &call.kind;
     check_identity(kind, &mut review, &call.target.namespace, "")?;
-    let invalid = |error| {
+    let invalid_all = |errors: &[FieldError]| {
         // The validation of access reviews names no kind.
         let mut error = ApiError::invalid(
             if &*kind.group == "authorization.k8s.io" { "" } else { &kind.kind },
             &kind.group,
             "",
-            &[error],
+            errors,
         );
         if error.details["kind"] == ""
             && let Some(details) = error.details.as_object_mut()
@@ -30,6 +30,7 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
         }
         error
     };
+    let invalid = |error| invalid_all(&[error]);
     if let Some(schema) = &kind.schema {
         schema.canonical(&mut review, None);
     }
@@ -61,7 +62,9 @@ pub(crate) fn answer(api: &Api, call: &Call, body: &[u8]) -> Result<Answer> {
             if user.name.is_empty() && user.groups.is_empty() {
                 let error =
                     FieldError::invalid("spec.user", &json!(""), "at least one of user or group must be specified");
-                return Err(invalid(error));
+                let mut errors: Vec<_> = asked_once(spec).err().into_iter().collect();
+                errors.push(error);
+                return Err(invalid_all(&errors));
             }
             if &*kind.plural == "localsubjectaccessreviews" {
                 local(spec, &call.target.namespace).map_err(invalid)?;
@@ -91,9 +94,9 @@ fn token_review(api: &Api, spec: &Value) -> Value {
     }
 }
 
-fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
+/// A review is of a resource or of a path.
+fn asked_once(spec: &Value) -> Result<(), FieldError> {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    let text = |value: &'_ Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     if resource.is_object() && path.is_object() {
         let detail = "cannot be specified in combination with resourceAttributes";
         return Err(FieldError::invalid("spec.nonResourceAttributes", &shown(path), detail));
@@ -102,6 +105,13 @@ fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
         let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
         return Err(FieldError::invalid("spec.resourceAttributes", &Value::Null, detail));
     }
+    Ok(())
+}
+
+fn access(api: &Api, spec: &Value, user: &User) -> Result<Value, FieldError> {
+    asked_once(spec)?;
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let text = |value: &'_ Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let decision = if path.is_object() {
         let (verb, path) = (text(path, "verb"), text(path, "path"));
         api.authorizer.decide(user, &Action { verb: &verb, path: Some(&path), ..Action::default() })

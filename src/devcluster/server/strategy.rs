@@ -8,6 +8,7 @@ use crate::status::{ApiError, FieldError, Result};
 use crate::validate;
 
 const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
+const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 /// Counts the templates that a DaemonSet has had.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
@@ -60,15 +61,18 @@ pub(crate) fn prepare_create(api: &Api, write: &Write<'_>, value: &mut Value) ->
         services::allocate(api, value)?;
     } else if kind.is("", "persistentvolumeclaims") || kind.is("", "persistentvolumes") {
         value["status"] = json!({"phase": "Pending"});
-        if kind.is("", "persistentvolumeclaims") {
-            // plugin/admission/storage/storageobjectinuseprotection.
-            let finalizers = value["metadata"]["finalizers"].take();
-            let mut finalizers = finalizers.as_array().cloned().unwrap_or_default();
-            if !finalizers.contains(&json!(CLAIM_PROTECTION)) {
-                finalizers.push(CLAIM_PROTECTION.into());
-            }
-            value["metadata"]["finalizers"] = finalizers.into();
+        let volume = kind.is("", "persistentvolumes");
+        if volume {
+            value["status"]["lastPhaseTransitionTime"] = now().into();
         }
+        let protection = if volume { VOLUME_PROTECTION } else { CLAIM_PROTECTION };
+        // plugin/admission/storage/storageobjectinuseprotection.
+        let finalizers = value["metadata"]["finalizers"].take();
+        let mut finalizers = finalizers.as_array().cloned().unwrap_or_default();
+        if !finalizers.contains(&json!(protection)) {
+            finalizers.push(protection.into());
+        }
+        value["metadata"]["finalizers"] = finalizers.into();
     }
     Ok(())
 }
@@ -88,6 +92,10 @@ pub(crate) fn prepare_update(api: &Api, write: &Write<'_>, new: &mut Value, old:
     admission::update(api, write, new, old)?;
     if kind.is("", "namespaces") && write.subresource != "finalize" {
         new["spec"] = old["spec"].clone();
+    } else if kind.is("", "persistentvolumes") && write.subresource == "status" {
+        if new["status"].is_object() && new["status"]["phase"] != old["status"]["phase"] {
+            new["status"]["lastPhaseTransitionTime"] = now().into();
+        }
     } else if kind.is("", "pods") && write.subresource == "ephemeralcontainers" {
         // Nothing else is changed through this path.
         let containers = new["spec"]["ephemeralContainers"].take();

@@ -9,7 +9,7 @@ use super::http::{Answer, content_type, json as answer_json, parse};
 use super::options::DeleteOptions;
 use super::read;
 use super::strategy::{budgets_of, set_condition};
-use super::{Api, Call, Source, admission, conflict, not_found, now};
+use super::{Api, Call, Source, Write, admission, conflict, not_found, now};
 use crate::auth::tokens::{Bound, Claims, ISSUER, Reference, audiences};
 use crate::status::{ApiError, FieldError, Result};
 
@@ -28,6 +28,7 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
         "binding" => bind(api, call, &request(call, "Binding", &["v1"], &body)?),
         "eviction" => evict(api, call, &request(call, "Eviction", &["policy/v1", "policy/v1beta1"], &body)?),
         "token" => token(api, call, request(call, "TokenRequest", &["authentication.k8s.io/v1"], &body)?),
+        "finalize" if *method != Method::PUT => Err(not_allowed()),
         _ if *method == Method::GET => read::get(call),
         _ if *method == Method::PATCH => written(call, api.patch(call, body)?),
         _ if *method != Method::PUT => Err(not_allowed()),
@@ -37,7 +38,12 @@ pub(crate) fn answer(api: &Api, call: &Call, method: &Method, body: bytes::Bytes
         }
         "finalize" => {
             let wanted = parse(&content_type(&call.headers), &body)?;
-            written(call, api.modify(&call.write()?, &call.key(), |_| Ok(wanted.clone()))?)
+            let finalized = |old: &Value| {
+                let mut new = wanted.clone();
+                new["status"] = old["status"].clone();
+                Ok(new)
+            };
+            written(call, api.modify(&call.write()?, &call.key(), finalized)?)
         }
         "ephemeralcontainers" => {
             let wanted = parse(&content_type(&call.headers), &body)?;
@@ -150,8 +156,8 @@ fn bind(api: &Api, call: &Call, binding: &Value) -> Result<Answer> {
         }
         Ok(pod)
     };
-    let mut write = call.write()?;
-    write.source = Source::Body;
+    // Binding is no update of the pod by anybody: nobody owns what it sets.
+    let write = Write { source: Source::Apply, ..call.write()? };
     api.modify(&write, &call.key(), bound)?;
     Ok(success(201))
 }
@@ -183,7 +189,7 @@ fn evict(api: &Api, call: &Call, eviction: &Value) -> Result<Answer> {
             set_condition(&mut pod, "DisruptionTarget", "True", "EvictionByEvictionAPI", message);
             Ok(pod)
         };
-        api.modify(&write, &key, marked)?;
+        api.modify(&Write { source: Source::Apply, ..write }, &key, marked)?;
     }
     write.subresource = "";
     match api.delete(&write, &key, &options)? {
@@ -249,6 +255,13 @@ fn spend_budget(api: &Api, call: &Call, pod: &Value, dry_run: bool) -> Result<()
 fn token(api: &Api, call: &Call, mut request: Value) -> Result<Answer> {
     let (namespace, name) = (call.target.namespace.as_str(), call.target.name.as_str());
     let account = call.resource.get(&call.key()).ok_or_else(|| not_found(&call.kind, name))?;
+    api.check_namespace(&call.kind, namespace, &account.value())?;
+    let given = request["metadata"]["name"].as_str().filter(|given| !given.is_empty() && *given != name);
+    if let Some(given) = given {
+        let detail = "must match the service account name if specified";
+        let error = FieldError::invalid("metadata.name", &given.into(), detail);
+        return Err(ApiError::invalid("TokenRequest", "authentication.k8s.io", name, &[error]));
+    }
     admission::node::token(api, &call.user, &call.kind, &account.value(), &request["spec"])?;
     let (least, most, usual) = TOKEN_SECONDS;
     let spec = &request["spec"];

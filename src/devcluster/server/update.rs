@@ -135,7 +135,8 @@ fn check_preconditions(write: &Write<'_>, current: &Object, new: &Value) -> Resu
         );
         return Err(conflict(kind, name, &message));
     }
-    match given("resourceVersion") {
+    // Version 0 is none: whatever is there is meant.
+    match given("resourceVersion").filter(|version| version.parse() != Ok(0_u64)) {
         Some(version) if version != current.revision.to_string() => {
             if version.parse::<u64>().is_err() {
                 let message = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::http::{Answer, Form, agree, answer, streamed};
-use super::read::{include, partial, selector};
+use super::read::{self, include, partial, selector};
 use super::{Api, Call};
 use crate::selector::Selector;
 use crate::status::{ApiError, Result};
@@ -79,6 +79,10 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
             headers: call.headers.clone(),
         },
     };
+    if let Some(asked) = given.filter(|asked| initial && *asked > api.store.revision()) {
+        // What there is cannot be shown as it will be.
+        return Ok(ended(&read::too_large(asked, api.store.revision())));
+    }
     let mut watch = if replay {
         let wanted = |object: &Object| selector.matches(object);
         let (objects, revision, live) = call.resource.list_and_watch(&api.store, call.namespace(), interest, wanted);
@@ -102,8 +106,7 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
             }
             Err(TooOld(floor)) => {
                 let error = ApiError::expired(format!("too old resource version: {from} ({floor})"));
-                let line = format!("{}\n", json!({"type": "ERROR", "object": error.body()}));
-                return Ok(answer(200, "application/json", super::http::full(line)));
+                return Ok(ended(&error));
             }
         }
     };
@@ -117,6 +120,12 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Answer> {
         Some((Ok(piece), watch))
     });
     Ok(answer(200, content_type, streamed(Box::pin(pieces) as Pin<Box<_>>)))
+}
+
+/// A watch that ends with an error before it began.
+fn ended(error: &ApiError) -> Answer {
+    let line = format!("{}\n", json!({"type": "ERROR", "object": error.body()}));
+    answer(200, "application/json", super::http::full(line))
 }
 
 impl Watch {
@@ -221,7 +230,7 @@ impl Watch {
 
     fn bookmark(&mut self, out: &mut Vec<u8>, initial: bool) {
         let kind = &self.call.kind;
-        let mut meta = json!({"resourceVersion": self.seen.to_string(), "creationTimestamp": null});
+        let mut meta = json!({"resourceVersion": self.seen.to_string()});
         if initial {
             meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

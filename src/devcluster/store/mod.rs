@@ -439,7 +439,8 @@ mod tests {
     fn a_watcher_by_field_sees_objects_leave() {
         let store = Store::open(None);
         let resource = store.resource(&ResourceId::new("", "pods"));
-        let fields = [Field { name: "spec.nodeName".into(), pointer: "/spec/nodeName".into(), default: "" }];
+        let fields =
+            [Field { name: "spec.nodeName".into(), pointer: "/spec/nodeName".into(), default: "", otherwise: "" }];
         resource.set_fields(&fields);
         let (_, mut live) = resource.watch(store.revision(), Interest::Field(0, "n1".into())).unwrap();
         let pod = |node: &str| Draft::new(&json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}}), &fields);

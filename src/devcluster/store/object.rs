@@ -23,6 +23,8 @@ pub(crate) struct Field {
     pub(crate) pointer: Box<str>,
     /// What an absent value reads as.
     pub(crate) default: &'static str,
+    /// Where to look when there is nothing at `pointer`; empty for nowhere.
+    pub(crate) otherwise: &'static str,
 }
 
 /// A version of an object. The JSON is kept ready to send; a parsed tree would be ten times its size.
@@ -203,7 +205,10 @@ fn encode(value: &Value) -> (Vec<u8>, usize) {
 
 fn read_fields(value: &Value, fields: &[Field]) -> Box<[Box<str>]> {
     let read = |field: &Field| -> Box<str> {
-        match value.pointer(&field.pointer) {
+        let set = |value: &&Value| !value.is_null() && **value != "";
+        let found = value.pointer(&field.pointer);
+        let other = (!field.otherwise.is_empty()).then(|| value.pointer(field.otherwise)).flatten();
+        match found.filter(set).or(other).or(found) {
             Some(Value::String(s)) => s.as_str().into(),
             Some(Value::Null) | None => field.default.into(),
             Some(other) => other.to_string().into(),
@@ -230,7 +235,12 @@ mod tests {
 
     #[test]
     fn fields_read_absent_values_as_their_default() {
-        let field = |name: &str, pointer: &str| Field { name: name.into(), pointer: pointer.into(), default: "" };
+        let field = |name: &str, pointer: &str| Field {
+            name: name.into(),
+            pointer: pointer.into(),
+            default: "",
+            otherwise: "",
+        };
         let value = json!({"metadata": {"name": "n"}, "spec": {"on": true}});
         let draft = Draft::new(&value, &[field("spec.on", "/spec/on"), field("spec.x", "/spec/x")]);
         assert_eq!(draft.fields.iter().map(|f| &**f).collect::<Vec<_>>(), ["true", ""]);

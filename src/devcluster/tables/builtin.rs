@@ -49,6 +49,8 @@ pub(super) const KINDS: &[(&str, &str)] = &[
     ("networking.k8s.io", "Ingress"),
     ("networking.k8s.io", "IngressClass"),
     ("networking.k8s.io", "NetworkPolicy"),
+    ("networking.k8s.io", "IPAddress"),
+    ("networking.k8s.io", "ServiceCIDR"),
     ("", "ResourceQuota"),
     ("", "PodTemplate"),
 ];
@@ -98,7 +100,8 @@ pub(super) fn printer((group, kind): (&str, &str)) -> Option<Printer> {
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => {
             printer(ROLE, |o, _| vec![o.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default()])
         }
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => printer(BINDING, binding),
+        ("rbac.authorization.k8s.io", "RoleBinding") => printer(ROLE_BINDING, binding),
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => printer(CLUSTER_ROLE_BINDING, binding),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             printer(CRD, |o, _| vec![o.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default()])
         }
@@ -111,6 +114,8 @@ pub(super) fn printer((group, kind): (&str, &str)) -> Option<Printer> {
         ("storage.k8s.io", "VolumeAttachment") => printer(storage::VOLUME_ATTACHMENT, storage::volume_attachment),
         ("networking.k8s.io", "Ingress") => printer(network::INGRESS, network::ingress),
         ("networking.k8s.io", "IngressClass") => printer(network::INGRESS_CLASS, network::ingress_class),
+        ("networking.k8s.io", "IPAddress") => printer(network::IP_ADDRESS, network::ip_address),
+        ("networking.k8s.io", "ServiceCIDR") => printer(network::SERVICE_CIDR, network::service_cidr),
         ("networking.k8s.io", "NetworkPolicy") => printer(network::NETWORK_POLICY, network::network_policy),
         ("", "ResourceQuota") => printer(w::QUOTA, w::quota),
         ("", "PodTemplate") => printer(w::POD_TEMPLATE, w::pod_template),
@@ -287,9 +292,10 @@ fn event(event: &Value, now: Timestamp) -> Vec<Value> {
         .into_iter()
         .find(|c| *c > 0)
         .unwrap_or(1);
+    // Each falls back by itself. printers/internalversion: `formatEventSource`.
     let component =
         first_of(&["/source/component", "/deprecatedSource/component", "/reportingComponent", "/reportingController"]);
-    let host = first_of(&["/source/host", "/deprecatedSource/host"]);
+    let host = first_of(&["/source/host", "/deprecatedSource/host", "/reportingInstance"]);
     let source = if host.is_empty() { component } else { format!("{component}, {host}") };
     let kind = text(regarding, "/kind").to_lowercase();
     let name = text(regarding, "/name");
@@ -308,12 +314,30 @@ fn event(event: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
-const BINDING: &[Column] = &[
-    col("Role", "string", "The role this binding grants."),
+const ROLE_BINDING: &[Column] = &[
+    col(
+        "Role",
+        "string",
+        "RoleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef \
+         cannot be resolved, the Authorizer must return an error.",
+    ),
     AGE,
-    wide("Users", "string", "Users in the binding"),
-    wide("Groups", "string", "Groups in the binding"),
-    wide("ServiceAccounts", "string", "ServiceAccounts in the binding"),
+    wide("Users", "string", "Users in the roleBinding"),
+    wide("Groups", "string", "Groups in the roleBinding"),
+    wide("ServiceAccounts", "string", "ServiceAccounts in the roleBinding"),
+];
+
+const CLUSTER_ROLE_BINDING: &[Column] = &[
+    col(
+        "Role",
+        "string",
+        "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the \
+         Authorizer must return an error.",
+    ),
+    AGE,
+    wide("Users", "string", "Users in the clusterRoleBinding"),
+    wide("Groups", "string", "Groups in the clusterRoleBinding"),
+    wide("ServiceAccounts", "string", "ServiceAccounts in the clusterRoleBinding"),
 ];
 
 fn binding(binding: &Value, now: Timestamp) -> Vec<Value> {
@@ -321,9 +345,9 @@ fn binding(binding: &Value, now: Timestamp) -> Vec<Value> {
         let names: Vec<String> = array(binding, "/subjects")
             .iter()
             .filter(|s| text(s, "/kind") == kind)
-            .map(|s| match text(s, "/namespace") {
-                "" => text(s, "/name").to_string(),
-                namespace => format!("{namespace}/{}", text(s, "/name")),
+            .map(|s| match kind {
+                "ServiceAccount" => format!("{}/{}", text(s, "/namespace"), text(s, "/name")),
+                _ => text(s, "/name").to_string(),
             })
             .collect();
         names.join(", ")

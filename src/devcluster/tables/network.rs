@@ -154,6 +154,31 @@ pub(super) fn network_policy(policy: &Value, now: Timestamp) -> Vec<Value> {
     vec![selector(policy.pointer("/spec/podSelector")).into(), age(policy, now)]
 }
 
+pub(super) const IP_ADDRESS: &[Column] =
+    &[col("ParentRef", "string", "ParentRef references the resource that an IPAddress is attached to."), AGE];
+
+pub(super) fn ip_address(address: &Value, now: Timestamp) -> Vec<Value> {
+    let parent = |key: &str| text(address, &format!("/spec/parentRef/{key}"));
+    let dot = if parent("group").is_empty() { "" } else { "." };
+    let slash = if parent("namespace").is_empty() { "" } else { "/" };
+    let resource = format!("{}{dot}{}", parent("resource"), parent("group")).to_lowercase();
+    let named = match resource.as_str() {
+        "" => "<none>".to_owned(),
+        of => format!("{of}{slash}{}/{}", parent("namespace"), parent("name")),
+    };
+    vec![named.into(), age(address, now)]
+}
+
+pub(super) const SERVICE_CIDR: &[Column] = &[
+    col("CIDRs", "string", "CIDRs defines the IP blocks in CIDR notation from which to assign service cluster IPs."),
+    AGE,
+];
+
+pub(super) fn service_cidr(cidr: &Value, now: Timestamp) -> Vec<Value> {
+    let ranges: Vec<&str> = array(cidr, "/spec/cidrs").iter().filter_map(Value::as_str).collect();
+    vec![ranges.join(",").into(), age(cidr, now)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ mod common;
 mod documentation;
 mod durability;
 mod faults;
+mod kubernetes;
 mod refusals;
 mod streams;
 mod support;

@@ -99,6 +99,21 @@ fn progressing(deployment: &Deployment, name: &str, progress: &Progress) -> Valu
     condition(deployment, "Progressing", status, reason, &message, *progress == Progress::Moved)
 }
 
+/// The conditions with ours as they are now; what has not changed keeps its place, as do those of others.
+/// pkg/controller/deployment/util: `SetDeploymentCondition`.
+fn conditions(deployment: &Deployment, ours: [Value; 2]) -> Vec<Value> {
+    let status = deployment.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let before = status.and_then(|conditions| serde_json::to_value(conditions).ok()).unwrap_or_default();
+    let mut all = before.as_array().cloned().unwrap_or_default();
+    for condition in ours {
+        if !all.contains(&condition) {
+            all.retain(|other| other["type"] != condition["type"]);
+            all.push(condition);
+        }
+    }
+    all
+}
+
 /// Writes what there is to say; `new` is the set of the present template, `revision` its number.
 pub(super) async fn write(
     world: &World,
@@ -148,7 +163,7 @@ pub(super) async fn write(
         "observedGeneration": deployment.metadata.generation, "replicas": positive(total),
         "updatedReplicas": positive(updated), "readyReplicas": positive(ready), "terminatingReplicas": leaving,
         "availableReplicas": positive(available), "unavailableReplicas": positive((asked - available).max(0)),
-        "conditions": [has, goes],
+        "conditions": conditions(deployment, [has, goes]),
     });
     let api = world.api::<Deployment>(&namespace);
     let have = serde_json::to_value(&deployment.status).unwrap_or_default();

@@ -110,9 +110,14 @@ impl Cluster {
         true
     }
 
+    /// How many nodes there are.
+    pub(crate) fn total(&self) -> usize {
+        self.nodes.iter().filter(|n| n.exists).count()
+    }
+
     /// The node for a pod, or why there is none.
     pub(crate) fn decide(&mut self, pod: &PodInfo) -> Result<String, String> {
-        let total = self.nodes.iter().filter(|n| n.exists).count();
+        let total = self.total();
         if total == 0 {
             return Err("no nodes available to schedule pods".into());
         }

@@ -98,6 +98,13 @@ impl Scheduler {
         });
         let s = scheduler.clone();
         world.pods.on_change(move |change| s.observe(change));
+        let s = scheduler.clone();
+        world.claims.on_change(move |change| {
+            let Some(claim) = change.new.filter(|_| change.old.is_none()) else { return };
+            let (namespace, name) = key_of(claim.as_ref());
+            s.state().retry(|info| info.namespace == namespace && info.claims.contains(&name));
+            s.changed.notify_one();
+        });
         scheduler
     }
 
@@ -162,6 +169,7 @@ impl Scheduler {
     pub(crate) async fn run(self: Arc<Self>) {
         self.world.nodes.synced().await;
         self.world.pods.synced().await;
+        self.world.claims.synced().await;
         let mut calls = FuturesUnordered::new();
         loop {
             let changed = self.changed.notified();
@@ -216,7 +224,13 @@ impl Scheduler {
     /// Decides, and counts the pod on its node before the API has heard of it.
     fn decide(&self, key: &Key, info: &Arc<PodInfo>) -> Result<String, String> {
         let mut state = self.state();
-        let decision = state.cluster.decide(info);
+        // Asked under the lock: a claim that comes now finds the pod among those to try again.
+        let decision = match self.missing_claim(info) {
+            Some(fault) if state.cluster.total() > 0 => {
+                Err(format!("0/{} nodes are available: {fault}. not found", state.cluster.total()))
+            }
+            _ => state.cluster.decide(info),
+        };
         match &decision {
             Ok(node) => state.cluster.place(info.clone(), node),
             Err(_) => {
@@ -226,6 +240,17 @@ impl Scheduler {
             }
         }
         decision
+    }
+
+    /// What is wrong with a pod's claims, whichever node is asked.
+    fn missing_claim(&self, info: &PodInfo) -> Option<String> {
+        info.claims.iter().find_map(|name| match self.world.claims.get_in(&info.namespace, name) {
+            None => Some(format!("persistentvolumeclaim {name:?} not found")),
+            Some(claim) if claim.metadata.deletion_timestamp.is_some() => {
+                Some(format!("persistentvolumeclaim {name:?} is being deleted"))
+            }
+            Some(_) => None,
+        })
     }
 
     async fn act(&self, key: Key, info: Arc<PodInfo>, decision: Result<String, String>) {
@@ -326,9 +351,13 @@ impl State {
 
     /// A pod that got a place can only help those that want to be near others.
     fn retry_affine(&mut self) {
-        let wants = |info: &PodInfo| !info.near.is_empty() || !info.spread.is_empty();
+        self.retry(|info| !info.near.is_empty() || !info.spread.is_empty());
+    }
+
+    /// Tries those again that something has become better for.
+    fn retry(&mut self, helped: impl Fn(&PodInfo) -> bool) {
         let keys: Vec<_> =
-            self.hopeless.keys().filter(|k| self.pending.get(*k).is_some_and(|i| wants(i))).cloned().collect();
+            self.hopeless.keys().filter(|k| self.pending.get(*k).is_some_and(|i| helped(i))).cloned().collect();
         for key in keys {
             if let Some(at) = self.hopeless.remove(&key) {
                 self.waiting.insert((at, key), ());

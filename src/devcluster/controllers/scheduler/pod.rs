@@ -32,6 +32,8 @@ pub(crate) struct PodInfo {
     pub(crate) near: Vec<PodAffinityTerm>,
     pub(crate) apart: Vec<PodAffinityTerm>,
     pub(crate) spread: Vec<TopologySpreadConstraint>,
+    /// Names of PersistentVolumeClaims.
+    pub(crate) claims: Vec<String>,
 }
 
 impl PodInfo {
@@ -49,6 +51,8 @@ impl PodInfo {
         info.priority = spec.priority.unwrap_or_default();
         info.node_selector = spec.node_selector.clone().unwrap_or_default();
         info.tolerations = spec.tolerations.clone().unwrap_or_default();
+        let volumes = spec.volumes.iter().flatten().filter_map(|v| v.persistent_volume_claim.as_ref());
+        info.claims = volumes.map(|claim| claim.claim_name.clone()).collect();
         info.spread = spec.topology_spread_constraints.clone().unwrap_or_default();
         for port in spec.containers.iter().flat_map(|c| c.ports.iter().flatten()) {
             if let Some(number) = port.host_port.filter(|p| *p > 0) {
