@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::{PodObservation, ResolvedPod, Result};
 use super::pods::{ContainerPlan, PodPlan, add_ephemeral};
-use super::seen::{began, code, container, of, runs, started_at, waits_for};
+use super::seen::{began, code, container, is_running, of, runs, started_at, waits_for};
 use super::suite::{Failure, Suite, ensure, must, same};
 use super::{Check, Need, PodFeature};
 
@@ -38,6 +38,13 @@ pub(super) const CHECKS: &[Check] = &[
         hint: "imageID says which image it is that runs, by its digest",
         needs: &[Need::Commands, Need::Feature(PodFeature::ImagePullSecrets)],
         run: |s| image_id(s).boxed_local(),
+    },
+    Check {
+        name: "containers_start_though_others_wait_for_what_they_name",
+        hint: "a container in ResolvedPod::unresolved waits with CreateContainerConfigError and what is said there; it comes \
+               with a later update",
+        needs: &[Need::Commands, Need::StartsApart, Need::Feature(PodFeature::MultipleContainers)],
+        run: |s| starts_apart(s).boxed_local(),
     },
     Check {
         name: "an_ephemeral_container_runs_beside_the_others",
@@ -85,6 +92,26 @@ async fn never_pulled(s: &Suite<'_>) -> Result<(), Failure> {
 async fn image_id(s: &Suite<'_>) -> Result<(), Failure> {
     let (_, seen) = s.start(PodPlan::new("image-id")).await?;
     ensure(!container(&seen, "main")?.image_id.is_empty(), "a container that runs has the id of its image")
+}
+
+async fn starts_apart(s: &Suite<'_>) -> Result<(), Failure> {
+    let whole = s.pod(PodPlan::new("apart").containers(vec![ContainerPlan::new("main"), ContainerPlan::new("late")]));
+    let mut part = whole.clone();
+    part.containers.remove("late");
+    part.unresolved.insert("late".into(), "secret \"later\" not found".into());
+    must("create a pod", s.provider().create_pod(&part).await)?;
+    let pod = whole.pod_ref();
+    let waits = |o: &PodObservation| of(o, "late", |c| waits_for(c) == Some("CreateContainerConfigError"));
+    let seen =
+        s.wait(&pod, "running with one container, the other waiting", |o| waits(o) && of(o, "main", runs)).await?;
+    let said = container(&seen, "late")?.state.as_ref().and_then(|s| s.waiting.as_ref()?.message.as_deref());
+    ensure(said.is_some_and(|m| m.contains("later")), format!("it is said what is missing: {said:?}"))?;
+    must("take what was missing", s.provider().update_volumes(&whole, &[]).await)?;
+    let seen = s.wait(&pod, "running", is_running).await?;
+    for name in ["main", "late"] {
+        same(container(&seen, name)?.restart_count, 0, format!("restarts of {name}"))?;
+    }
+    Ok(())
 }
 
 async fn ephemeral(s: &Suite<'_>) -> Result<(), Failure> {

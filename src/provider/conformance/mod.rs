@@ -113,6 +113,8 @@ enum Need {
     LiveFiles,
     /// Keeps whose pods are whose.
     Nodes,
+    /// Starts containers while others wait for what they name.
+    StartsApart,
     Feature(PodFeature),
 }
 
@@ -134,6 +136,7 @@ impl Need {
             Self::Ends => (!can.forgets_stopped, "a pod that was stopped is gone there"),
             Self::Files => (can.volume_files != VolumeFiles::Ignored, "it has no files of volumes"),
             Self::LiveFiles => (can.volume_files == VolumeFiles::Live, "it does not replace files of volumes"),
+            Self::StartsApart => (can.starts_apart, "its pods wait until all that they name is there"),
             Self::Nodes => (!options.one_node, "it has the pods of one node only"),
             Self::Feature(feature) if can.pod.has(feature) => return None,
             Self::Feature(feature) => return Some(format!("it does not declare {feature}")),
