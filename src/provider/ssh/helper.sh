@@ -435,6 +435,8 @@ vn_enter() { # folder word...
   VN_DIR=$1
   shift
   vn_stat $$
+  # On a terminal there is one stream.
+  [ -t 2 ] || printf 'VNODE-BEGIN\n' >&2
   printf 'VNODE-BEGIN %s %s -\n' $$ "$VN_START"
   VN_N=$#
   while [ "$VN_N" -gt 0 ]; do
