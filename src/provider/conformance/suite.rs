@@ -193,9 +193,17 @@ impl<'m> Suite<'m> {
     pub async fn clear(&self) -> Result<(), Failure> {
         let made = self.made.take();
         for pod in &made {
-            let removal = timeout(self.options.patience, self.provider().remove_pod(pod)).await;
-            let removal = removal.map_err(|_| Failure::new("must remove a pod, but: no answer"))?;
-            must("remove a pod", removal)?;
+            let end = Instant::now() + self.options.patience;
+            loop {
+                let removal = timeout(self.options.patience, self.provider().remove_pod(pod)).await;
+                match removal.map_err(|_| Failure::new("must remove a pod, but: no answer"))? {
+                    // As an agent does, it comes back: a connection may break.
+                    Err(ProviderError::Unavailable { .. }) if Instant::now() < end => {
+                        tokio::time::sleep(LOOK * 8).await
+                    }
+                    removal => break must("remove a pod", removal)?,
+                }
+            }
         }
         Ok(())
     }
