@@ -24,7 +24,7 @@ mod checked;
 mod podman;
 
 fn options() -> Options {
-    Options { patience: Duration::from_secs(10), ..Options::default() }
+    Options { patience: Duration::from_secs(30), ..Options::default() }
 }
 
 /// A registry of its own for each provider, as after a restart.

@@ -84,6 +84,7 @@ class Container:
         self.name = spec["name"]
         self.image = spec.get("image", "")
         self.words = [*given.command, *given.args]
+        self.folder = spec.get("workingDir") or None
         self.env = {"PATH": os.environ.get("PATH", os.defpath), **{v.name: v.value for v in given.env}}
         self.state = {"waiting": {"reason": "ContainerCreating"}}
         self.last = None
@@ -261,11 +262,13 @@ class Service(rpc.ProviderServiceServicer):
         """Runs a container until it is over for good."""
         while True:
             started = now()
-            code = await self.run_once(pod, container)
+            try:
+                code = await self.run_once(pod, container)
+                over = {"reason": "Error" if code else "Completed", "startedAt": started}
+            except OSError as error:
+                code, over = 128, {"reason": "StartError", "message": str(error)}
             container.log.end()
-            reason = "Error" if code else "Completed"
-            over = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()}
-            ended = {"terminated": over}
+            ended = {"terminated": {"exitCode": code, "finishedAt": now(), **over}}
             again = pod.policy == "Always" or pod.policy == "OnFailure" and code
             if again and not pod.stopping.is_set():
                 container.state, container.last = {"waiting": {"reason": "CrashLoopBackOff"}}, ended
@@ -282,14 +285,10 @@ class Service(rpc.ProviderServiceServicer):
     async def run_once(self, pod, container):
         """Runs a container's process and returns its exit code: 128 + n for signal n, as shells have it."""
         pipe = asyncio.subprocess.PIPE
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *container.words, env=container.env, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            container.log.push(pb.LOG_SOURCE_STDERR, f"{error}\n".encode())
-            return 127
+        process = await asyncio.create_subprocess_exec(
+            *container.words, cwd=container.folder, env=container.env, start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+        )  # fmt: skip
         container.process = process
         if pod.stopping.is_set():
             container.kill(signal.SIGKILL)
@@ -378,8 +377,9 @@ class Service(rpc.ProviderServiceServicer):
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
-                *start.command, env=container.env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-            )
+                *start.command, cwd=container.folder, env=container.env, start_new_session=True,
+                stdin=pipe, stdout=pipe, stderr=pipe,
+            )  # fmt: skip
         except OSError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{list(start.command)}: {error}")
         queue = asyncio.Queue(maxsize=16)

@@ -17,7 +17,7 @@ function start(given) {
     const [program, ...rest] = [...(container.command ?? ["true"]), ...(container.args ?? [])];
     const env = { PATH: process.env.PATH };
     for (const { name, value } of container.env ?? []) env[name] = value ?? "";
-    const child = spawn(program, rest, { env, detached: true, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(program, rest, { env, cwd: container.workingDir || undefined, detached: true, stdio: ["ignore", "pipe", "pipe"] });
     const lines = [];
     for (const output of [child.stdout, child.stderr]) output.on("data", (data) => lines.push(data));
     child.on("error", () => (pod.phase = "Failed"));

@@ -30,6 +30,7 @@ class Pod:
             env = dict(PATH=os.environ.get("PATH", os.defpath), **{v["name"]: v.get("value", "") for v in container.get("env") or []})
             process = subprocess.Popen(
                 (container.get("command") or ["true"]) + (container.get("args") or []), env=env,
+                cwd=container.get("workingDir") or None,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             threading.Thread(target=lambda p=process, kept=lines: kept.extend(p.stdout), daemon=True).start()

@@ -28,6 +28,10 @@ class Problem(Exception):
         self.body = {"type": f"https://vnode.dev/problems/{word}", "title": word, "status": status, "detail": detail, **more}
 
 
+class Refused(Exception):
+    """Why a container cannot be made as it is written."""
+
+
 def not_found(what):
     return Problem(404, "not-found", f"{what} is not here")
 
@@ -132,6 +136,22 @@ class Pod:
                 if old.is_file() and str(old.relative_to(folder)) not in wanted:
                     old.unlink()
 
+    def part(self, mount, kept):
+        """What of a volume is mounted: all of it, or a part that lies inside; `kept` is a place for a copy of that."""
+        volume = (self.folder / "volumes" / mount["volume"]).resolve()
+        if not mount.get("subPath"):
+            return volume
+        part = (volume / mount["subPath"]).resolve()
+        if not part.is_relative_to(volume):
+            raise Refused(f"subPath {mount['subPath']!r} leads out of volume {mount['volume']!r}")
+        if "files" not in self.given["volumes"].get(mount["volume"], {}):
+            if not part.exists():
+                part.mkdir(parents=True)
+            return part
+        # A part does not follow the changes of its volume.
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        return shutil.copytree(part, kept) if part.is_dir() else shutil.copy2(part, kept)
+
     def run(self):
         policy = self.given["pod"]["spec"].get("restartPolicy", "Always")
         ordered = list(self.containers.values())
@@ -188,6 +208,7 @@ class Container:
         self.state = {"waiting": {"reason": "PodInitializing" if not init else "ContainerCreating"}}
         self.listeners = []
         self.stdin = bool(spec.get("stdin"))
+        self.working_dir = spec.get("workingDir")
 
     def alive(self):
         return self.process is not None and self.process.poll() is None
@@ -208,16 +229,16 @@ class Container:
         return env
 
     def folder(self):
-        """The container's working folder, in which the volume mounted at /etc/x is etc/x."""
+        """The container's working folder, in which the volume mounted at /etc/x is etc/x, or the one that it names."""
         root = self.pod.folder / "containers" / self.name
         root.mkdir(parents=True, exist_ok=True)
-        for mount in self.pod.given["containers"][self.name]["mounts"]:
+        for n, mount in enumerate(self.pod.given["containers"][self.name]["mounts"]):
             link = root / mount["path"].lstrip("/")
-            target = self.pod.folder / "volumes" / mount["volume"] / mount.get("subPath", "")
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
-                link.symlink_to(target.absolute())
-        return root
+                kept = self.pod.folder / "parts" / f"{self.name}.{n}"
+                link.symlink_to(pathlib.Path(self.pod.part(mount, kept)).absolute())
+        return self.working_dir or root
 
     def log(self, attempt):
         return self.pod.folder / f"{self.name}.{attempt}.log"
@@ -226,7 +247,12 @@ class Container:
         """Runs it as often as the policy says. True when it ended well."""
         delay = BACKOFF[0]
         while True:
-            code = None if self.pod.stopping.is_set() else self.run_once()
+            try:
+                code = None if self.pod.stopping.is_set() else self.run_once()
+            except Refused as error:
+                self.set({"waiting": {"reason": "CreateContainerConfigError", "message": str(error)}})
+                self.pod.stopping.wait(BACKOFF[1])
+                continue
             if code is None:
                 # Nothing is started in a pod that is to end.
                 self.set({"terminated": {"exitCode": 137, "reason": "Error", "message": "the pod was stopped"}})
@@ -234,19 +260,22 @@ class Container:
             again = policy == "Always" or (policy == "OnFailure" and code != 0)
             if self.pod.stopping.is_set() or not again:
                 return code == 0
-            ended = self.state
-            # Until it runs again it shows how it ended.
+            before, self.last = self.last, self.state
+            self.set({"waiting": {"reason": "CrashLoopBackOff", "message": f"back-off {delay}s restarting {self.name}"}})
             if self.pod.stopping.wait(delay):
+                # It is over with the end that it had.
+                ended, self.last = self.last, before
+                self.set(ended)
                 return code == 0
-            self.last, self.attempt = ended, self.attempt + 1
+            self.attempt += 1
             delay = min(2 * delay, BACKOFF[1])
 
     def run_once(self):
-        values = self.pod.given["containers"][self.name]
+        values, folder = self.pod.given["containers"][self.name], self.folder()
         log = self.log(self.attempt).open("ab", buffering=0)
         try:
             process = subprocess.Popen(
-                values["command"] + values["args"], cwd=self.folder(), env=self.environment(), start_new_session=True,
+                values["command"] + values["args"], cwd=folder, env=self.environment(), start_new_session=True,
                 stdin=subprocess.PIPE if self.stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
@@ -289,6 +318,10 @@ class Container:
             self.state = state
         self.pod.node.tell("pod", self.pod)
 
+    def over(self):
+        """True when this run has ended, whether or not another one follows."""
+        return "terminated" in self.state or self.state.get("waiting", {}).get("reason") == "CrashLoopBackOff"
+
     def status(self):
         running = "running" in self.state
         done = self.init and self.state.get("terminated", {}).get("exitCode") == 0
@@ -316,7 +349,7 @@ class Container:
                     yield line
                     continue
                 with self.changed:
-                    if attempt != self.attempt or "terminated" in self.state:
+                    if attempt != self.attempt or self.over():
                         yield from file
                         return
                     self.changed.wait(5)

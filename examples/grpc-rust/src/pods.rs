@@ -32,6 +32,8 @@ pub struct Container {
     image: String,
     /// Program and arguments.
     words: Vec<String>,
+    /// Where it runs, if the pod says so.
+    pub folder: Option<String>,
     pub env: Vec<(String, String)>,
     pub state: core::ContainerState,
     last: Option<core::ContainerState>,
@@ -150,6 +152,7 @@ impl Pods {
                 name: wanted.name,
                 image: wanted.image.unwrap_or_default(),
                 words: given.command.into_iter().chain(given.args).collect(),
+                folder: wanted.working_dir.filter(|folder| !folder.is_empty()),
                 env: given.env.into_iter().map(|v| (v.name, v.value)).collect(),
                 state: waiting("ContainerCreating"),
                 last: None,
@@ -223,24 +226,13 @@ impl Pods {
     /// Runs a container until it is over for good.
     async fn run(self: Arc<Self>, uid: String, n: usize, mut stop: watch::Receiver<Option<Duration>>) {
         loop {
-            let Some((words, env, log)) =
-                self.change(&uid, n, |c, _| (c.words.clone(), c.env.clone(), c.log.clone()), 0)
-            else {
-                return;
-            };
+            let to_run = |c: &mut Container, _| (command(&c.words, c.folder.as_deref(), c.env.clone()), c.log.clone());
+            let Some((process, log)) = self.change(&uid, n, to_run, 0) else { return };
             let started = Timestamp::now();
-            let code = self.run_once(&uid, n, &words, env, &log, &mut stop).await;
+            let outcome = self.run_once(&uid, n, process, &log, &mut stop).await;
             log.end();
-            let ended = core::ContainerState {
-                terminated: Some(core::ContainerStateTerminated {
-                    exit_code: code,
-                    reason: Some(if code == 0 { "Completed" } else { "Error" }.into()),
-                    started_at: Some(Time(started)),
-                    finished_at: Some(Time(Timestamp::now())),
-                    ..core::ContainerStateTerminated::default()
-                }),
-                ..core::ContainerState::default()
-            };
+            let code = *outcome.as_ref().unwrap_or(&NOT_STARTED);
+            let ended = ended(outcome, started);
             let again = self.change(
                 &uid,
                 n,
@@ -279,20 +271,11 @@ impl Pods {
         &self,
         uid: &str,
         n: usize,
-        words: &[String],
-        env: Vec<(String, String)>,
+        mut command: Command,
         log: &Arc<Log>,
         stop: &mut watch::Receiver<Option<Duration>>,
-    ) -> i32 {
-        let mut command = command(words, env);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = match command.spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                log.push(v1::LogSource::Stderr, format!("{}: {error}\n", words.join(" ")).into_bytes());
-                return 127;
-            }
-        };
+    ) -> std::io::Result<i32> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let out = copy(child.stdout.take(), log.clone(), v1::LogSource::Stdout);
         let err = copy(child.stderr.take(), log.clone(), v1::LogSource::Stderr);
@@ -336,7 +319,7 @@ impl Pods {
         // What it has left behind holds its output open.
         kill(Signal::KILL);
         let _ = copying.await;
-        ended.map_or(255, |status| exit_code(&status))
+        Ok(ended.map_or(255, |status| exit_code(&status)))
     }
 }
 
@@ -346,10 +329,36 @@ pub fn exit_code(status: &std::process::ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|n| 128 + n)).unwrap_or(255)
 }
 
+/// The exit code of what could not be started, as container runtimes have it.
+const NOT_STARTED: i32 = 128;
+
+/// The state of a container whose process has ended with a code, or could not be started.
+fn ended(outcome: std::io::Result<i32>, started: Timestamp) -> core::ContainerState {
+    let finished_at = Some(Time(Timestamp::now()));
+    let terminated = match outcome {
+        Ok(exit_code) => core::ContainerStateTerminated {
+            exit_code,
+            reason: Some(if exit_code == 0 { "Completed" } else { "Error" }.into()),
+            started_at: Some(Time(started)),
+            finished_at,
+            ..core::ContainerStateTerminated::default()
+        },
+        Err(error) => core::ContainerStateTerminated {
+            exit_code: NOT_STARTED,
+            reason: Some("StartError".into()),
+            message: Some(error.to_string()),
+            finished_at,
+            ..core::ContainerStateTerminated::default()
+        },
+    };
+    core::ContainerState { terminated: Some(terminated), ..core::ContainerState::default() }
+}
+
 /// A command in a process group of its own, with nothing of our own environment but the path.
-pub fn command(words: &[String], env: Vec<(String, String)>) -> Command {
+pub fn command(words: &[String], folder: Option<&str>, env: Vec<(String, String)>) -> Command {
     let (program, arguments) = words.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
     let mut command = Command::new(program);
+    command.current_dir(folder.unwrap_or("."));
     command.args(arguments).env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(env);
     command.process_group(0).kill_on_drop(true);
     command

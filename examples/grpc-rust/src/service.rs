@@ -231,8 +231,8 @@ impl ProviderService for Service {
         if start.options.is_some_and(|o| o.tty) {
             return Err(Status::unimplemented("there are no terminals"));
         }
-        let env = self.container(&node, start.pod.as_ref(), &start.container, |c| c.env.clone())?;
-        let mut command = command(&start.command, env);
+        let in_it = |c: &mut Container| command(&start.command, c.folder.as_deref(), c.env.clone());
+        let mut command = self.container(&node, start.pod.as_ref(), &start.container, in_it)?;
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

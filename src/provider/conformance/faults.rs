@@ -12,7 +12,8 @@ use tokio::time::timeout;
 
 use super::super::{PodObservation, Result};
 use super::pods::PodPlan;
-use super::suite::{Failure, Suite, ensure, exit_code, is_not_found, is_running, must, same};
+use super::seen::{exit_code, is_not_found, is_running};
+use super::suite::{Failure, Suite, ensure, must, same};
 use super::{Check, Need};
 
 pub(super) const CHECKS: &[Check] = &[

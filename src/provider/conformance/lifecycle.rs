@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout};
 
 use super::super::{LogOptions, PodObservation, ProviderError, Result};
 use super::pods::{ContainerPlan, PodPlan};
-use super::suite::{Failure, Suite, ensure, is_not_found, is_running, must, names, no_io, same};
+use super::seen::{is_not_found, is_running, names};
+use super::suite::{Failure, Suite, ensure, must, no_io, same};
 use super::{Check, Need, PodFeature};
 
 pub(super) const CHECKS: &[Check] = &[

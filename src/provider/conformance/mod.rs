@@ -11,18 +11,35 @@
 //! |---|---|
 //! | `suite` | what checks are made of: a provider, what it has told, and waiting for something |
 //! | `pods` | the pods that checks are made with |
+//! | `seen` | reading what is reported of them |
+//! | `server` | containers that serve HTTP |
 //! | `lifecycle` | checks: creating, stopping, removing, and what is reported of it |
-//! | `behaviour` | checks: what runs in a pod runs as its author wrote it |
-//! | `streams` | checks: logs, exec, statistics |
+//! | `behaviour` | checks: what runs in a pod runs as its author wrote it, and sees what it should |
+//! | `order` | checks: init containers and sidecars |
+//! | `restarts` | checks: what is started again, and what is reported of it |
+//! | `probes` | checks: probes of all kinds, and what comes of them |
+//! | `endings` | checks: hooks, signals, last words, what cannot be started |
+//! | `files` | checks: volumes, their parts, modes and limits |
+//! | `changes` | checks: images, and what is changed while a pod runs |
+//! | `streams` | checks: logs, exec, attach, ports, statistics |
 //! | `faults` | checks: lost answers, calls at the same time, restarts |
 //!
 //! Every check has pods of its own, a deadline, and removes what it has made, so that one that fails does not make the
-//! next one fail. A check that the provider's [`Capabilities`] do not call for is skipped with the reason.
+//! next one fail. A check that the provider's [`Capabilities`] do not call for is skipped with the reason. Checks that
+//! look at their own pods alone run at the same time.
 
 mod behaviour;
+mod changes;
+mod endings;
 mod faults;
+mod files;
 mod lifecycle;
+mod order;
 mod pods;
+mod probes;
+mod restarts;
+mod seen;
+mod server;
 mod streams;
 mod suite;
 
@@ -31,8 +48,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
 use super::{Capabilities, PodFeature, Provider, ProviderContext, Result, VolumeFiles};
@@ -77,6 +94,8 @@ enum Need {
     /// Logs that can be followed, and whose lines have a time and a source.
     LogLines,
     Exec,
+    Attach,
+    PortForward,
     Stats,
     /// Tells of changes by itself.
     Notifies,
@@ -94,6 +113,8 @@ enum Need {
     LiveFiles,
     /// Keeps whose pods are whose.
     Nodes,
+    /// Starts containers while others wait for what they name.
+    StartsApart,
     Feature(PodFeature),
 }
 
@@ -105,6 +126,8 @@ impl Need {
             Self::Logs => (can.logs, "it has no logs"),
             Self::LogLines => (can.logs && !can.plain_logs, "its logs are text alone"),
             Self::Exec => (can.exec, "it has no exec"),
+            Self::Attach => (can.attach, "it has no attach"),
+            Self::PortForward => (can.port_forward, "it has no port-forward"),
             Self::Stats => (can.stats, "it has no statistics"),
             Self::Notifies => (can.notifies, "it does not tell of changes by itself"),
             Self::Lasting => (!can.volatile, "its pods are gone with its process"),
@@ -113,6 +136,7 @@ impl Need {
             Self::Ends => (!can.forgets_stopped, "a pod that was stopped is gone there"),
             Self::Files => (can.volume_files != VolumeFiles::Ignored, "it has no files of volumes"),
             Self::LiveFiles => (can.volume_files == VolumeFiles::Live, "it does not replace files of volumes"),
+            Self::StartsApart => (can.starts_apart, "its pods wait until all that they name is there"),
             Self::Nodes => (!options.one_node, "it has the pods of one node only"),
             Self::Feature(feature) if can.pod.has(feature) => return None,
             Self::Feature(feature) => return Some(format!("it does not declare {feature}")),
@@ -176,13 +200,34 @@ impl Report {
     }
 }
 
-/// All checks by group, in the order in which they are run.
-const GROUPS: [(&str, &[Check]); 4] = [
-    ("life-cycle", lifecycle::CHECKS),
-    ("behaviour", behaviour::CHECKS),
-    ("streams", streams::CHECKS),
-    ("faults", faults::CHECKS),
+/// Checks that belong together.
+struct Group {
+    name: &'static str,
+    checks: &'static [Check],
+    /// They look at all pods of the node, or restart the provider, so that each has it for itself.
+    alone: bool,
+}
+
+const fn group(name: &'static str, checks: &'static [Check]) -> Group {
+    Group { name, checks, alone: false }
+}
+
+/// All checks by group, in the order in which they are told of.
+const GROUPS: [Group; 10] = [
+    Group { alone: true, ..group("life-cycle", lifecycle::CHECKS) },
+    group("behaviour", behaviour::CHECKS),
+    group("order", order::CHECKS),
+    group("restarts", restarts::CHECKS),
+    group("probes", probes::CHECKS),
+    group("endings", endings::CHECKS),
+    group("files", files::CHECKS),
+    group("changes", changes::CHECKS),
+    group("streams", streams::CHECKS),
+    Group { alone: true, ..group("faults", faults::CHECKS) },
 ];
+
+/// How many checks run at the same time: half of what an agent has under way for a node.
+const AT_A_TIME: usize = 8;
 
 /// Runs every check that the provider's capabilities call for, and tells of each as it is done.
 ///
@@ -199,20 +244,25 @@ where
     let make = |context| -> LocalBoxFuture<'_, Result<Arc<dyn Provider>>> { Box::pin(make(context)) };
     let suite = Suite::new(&make, options).await?;
     let capabilities = suite.provider().capabilities();
+    let only = &suite.options.only;
+    let asked = |check: &&Check| only.is_empty() || only.iter().any(|word| check.name.contains(word.as_str()));
     let mut outcomes = Vec::new();
-    for (group, checks) in GROUPS {
-        for check in checks {
-            let only = &suite.options.only;
-            if !only.is_empty() && !only.iter().any(|word| check.name.contains(word.as_str())) {
-                continue;
+    for groups in GROUPS.chunk_by(|a, b| a.alone == b.alone) {
+        let checks = groups.iter().flat_map(|group| group.checks.iter().filter(asked).map(|check| (group.name, check)));
+        let done = checks.map(|(group, check)| {
+            let suite = suite.another();
+            async move {
+                let begin = Instant::now();
+                let lacking = check.needs.iter().find_map(|need| need.lacking(&capabilities, &suite.options));
+                let verdict = match lacking {
+                    Some(why) => Verdict::Skipped(why),
+                    None => judge(&suite, check).await,
+                };
+                Outcome { group, name: check.name, verdict, hint: check.hint, took: begin.elapsed() }
             }
-            let begin = Instant::now();
-            let lacking = check.needs.iter().find_map(|need| need.lacking(&capabilities, &suite.options));
-            let verdict = match lacking {
-                Some(why) => Verdict::Skipped(why),
-                None => judge(&suite, check).await,
-            };
-            let outcome = Outcome { group, name: check.name, verdict, hint: check.hint, took: begin.elapsed() };
+        });
+        let mut done = stream::iter(done).buffered(if groups[0].alone { 1 } else { AT_A_TIME });
+        while let Some(outcome) = done.next().await {
             told(&outcome);
             outcomes.push(outcome);
         }
@@ -226,13 +276,22 @@ async fn judge(suite: &Suite<'_>, check: &Check) -> Verdict {
     let limit = suite.options.patience * 6;
     let verdict = match timeout(limit, AssertUnwindSafe((check.run)(suite)).catch_unwind()).await {
         Ok(Ok(Ok(()))) => Verdict::Passed,
-        Ok(Ok(Err(Failure(why)))) => Verdict::Failed(why),
+        Ok(Ok(Err(failure))) => failure.into(),
         Ok(Err(_)) => Verdict::Failed("it panicked; see standard error".into()),
         Err(_) => Verdict::Failed(format!("not done after {} s", limit.as_secs())),
     };
     match suite.clear().await {
-        Err(Failure(why)) if verdict == Verdict::Passed => Verdict::Failed(why),
+        Err(failure) if verdict == Verdict::Passed => failure.into(),
         _ => verdict,
+    }
+}
+
+impl From<Failure> for Verdict {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Seen(why) => Self::Failed(why),
+            Failure::NotClaimed(why) => Self::Skipped(why),
+        }
     }
 }
 
@@ -260,7 +319,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_claims_and_every_one_has_a_hint() {
-        let all: Vec<_> = GROUPS.iter().flat_map(|(_, checks)| checks.iter()).collect();
+        let all: Vec<_> = GROUPS.iter().flat_map(|group| group.checks).collect();
         let names: std::collections::BTreeSet<_> = all.iter().map(|c| c.name).collect();
         assert_eq!(names.len(), all.len());
         for check in all {

@@ -1,15 +1,17 @@
-//! Checks: logs, exec, statistics.
+//! Checks: logs, exec, attach, ports, statistics.
 
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use super::super::{LogOptions, PodObservation, PodRef, Result, SessionIo};
-use super::pods::PodPlan;
-use super::suite::{Failure, Suite, ensure, is_not_found, must, no_io, same};
-use super::{Check, Need};
+use super::pods::{ContainerPlan, PodPlan};
+use super::seen::{is_not_found, is_running};
+use super::suite::{Failure, Suite, ensure, must, no_io, same};
+use super::{Check, Need, PodFeature, server};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -79,6 +81,24 @@ pub(super) const CHECKS: &[Check] = &[
         hint: "calls do not wait for one another: an exec or a log that is not read must hold no lock",
         needs: &[Need::Exec],
         run: |s| hangs(s).boxed_local(),
+    },
+    Check {
+        name: "who_attaches_sees_what_the_main_process_writes",
+        hint: "attach joins the streams of the container's main process, from that moment on",
+        needs: &[Need::Commands, Need::Attach],
+        run: |s| attach(s).boxed_local(),
+    },
+    Check {
+        name: "who_attaches_types_to_the_main_process",
+        hint: "with stdin in its spec, the main process reads what is typed",
+        needs: &[Need::Commands, Need::Attach, Need::Feature(PodFeature::Stdin)],
+        run: |s| attach_and_type(s).boxed_local(),
+    },
+    Check {
+        name: "a_forwarded_port_reaches_what_serves_on_it",
+        hint: "port_forward connects to a port inside the pod, also to one that is in no spec",
+        needs: &[Need::PortForward],
+        run: |s| forward(s).boxed_local(),
     },
     Check {
         name: "statistics_name_pods_that_run",
@@ -162,46 +182,11 @@ async fn sources(s: &Suite<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs a script; its exit code, standard output and standard error.
-async fn sh(s: &Suite<'_>, pod: &PodRef, script: &str, input: Option<&str>) -> Result<(i32, String, String), Failure> {
-    let (mut out_near, out_far) = tokio::io::duplex(64 * 1024);
-    let (mut err_near, err_far) = tokio::io::duplex(64 * 1024);
-    let (mut in_near, in_far) = tokio::io::duplex(4096);
-    let io = SessionIo {
-        stdin: input.is_some().then(|| Box::pin(in_far) as _),
-        stdout: Some(Box::pin(out_far)),
-        stderr: Some(Box::pin(err_far)),
-        ..no_io()
-    };
-    let command = ["sh", "-c", script].map(str::to_owned);
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let typed = async {
-        // Whoever does not read it is told by the output.
-        let _ = in_near.write_all(input.unwrap_or_default().as_bytes()).await;
-        drop(in_near);
-    };
-    let provider = s.provider();
-    let all = async {
-        tokio::join!(
-            provider.exec(pod, "main", &command, io),
-            out_near.read_to_end(&mut out),
-            err_near.read_to_end(&mut err),
-            typed
-        )
-    };
-    let done = timeout(s.options.patience, all).await;
-    let Ok((status, ..)) = done else {
-        return Err(Failure::new(format!("exec of {script:?} did not end, or did not close its output")));
-    };
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((must("exec", status)?.code, text(out), text(err)))
-}
-
 async fn exec(s: &Suite<'_>) -> Result<(), Failure> {
     let (pod, _) = s.start(PodPlan::new("shell")).await?;
     let pod = pod.pod_ref();
     for (script, code, output) in [("exit 3", 3, ""), ("echo one two", 0, "one two\n"), ("true", 0, "")] {
-        let (seen, out, _) = sh(s, &pod, script, None).await?;
+        let (seen, out, _) = s.sh(&pod, "main", script, None).await?;
         same(seen, code, format!("the exit code of {script:?}"))?;
         same(out.as_str(), output, format!("the output of {script:?}"))?;
     }
@@ -214,21 +199,21 @@ async fn exec(s: &Suite<'_>) -> Result<(), Failure> {
 
 async fn input(s: &Suite<'_>) -> Result<(), Failure> {
     let (pod, _) = s.start(PodPlan::new("typing")).await?;
-    let (code, out, _) = sh(s, &pod.pod_ref(), "cat", Some("typed\nand more\n")).await?;
+    let (code, out, _) = s.sh(&pod.pod_ref(), "main", "cat", Some("typed\nand more\n")).await?;
     same(out.as_str(), "typed\nand more\n", "what cat makes of its input")?;
     same(code, 0, "the exit code of cat")
 }
 
 async fn error_output(s: &Suite<'_>) -> Result<(), Failure> {
     let (pod, _) = s.start(PodPlan::new("apart")).await?;
-    let (_, out, err) = sh(s, &pod.pod_ref(), "echo to out; echo to err >&2", None).await?;
+    let (_, out, err) = s.sh(&pod.pod_ref(), "main", "echo to out; echo to err >&2", None).await?;
     same((out.as_str(), err.as_str()), ("to out\n", "to err\n"), "standard output and standard error")
 }
 
 async fn large(s: &Suite<'_>) -> Result<(), Failure> {
     let (pod, _) = s.start(PodPlan::new("large")).await?;
     let script = "n=0; while [ $n -lt 20000 ]; do echo 0123456789012345678901234567890123456789; n=$((n+1)); done";
-    let (code, out, _) = sh(s, &pod.pod_ref(), script, None).await?;
+    let (code, out, _) = s.sh(&pod.pod_ref(), "main", script, None).await?;
     same((code, out.len()), (0, 20_000 * 41), "exit code and bytes of a large output")
 }
 
@@ -250,7 +235,7 @@ async fn hangs(s: &Suite<'_>) -> Result<(), Failure> {
         must("answer a ping", s.provider().ping().await)?;
         must("get the pod", s.provider().get_pod(&pod).await)?;
         must("list pods", s.provider().list_pods().await)?;
-        let (code, ..) = sh(s, &pod, "exit 4", None).await?;
+        let (code, ..) = s.sh(&pod, "main", "exit 4", None).await?;
         same(code, 4, "the exit code of a second exec")?;
         ensure(begin.elapsed() < s.options.patience, "the others must not wait")
     };
@@ -262,6 +247,81 @@ async fn hangs(s: &Suite<'_>) -> Result<(), Failure> {
         ended = hanging => return Err(Failure::new(format!("`sleep 3600` must not end by itself: {ended:?}"))),
     }
     must("get the pod", s.provider().get_pod(&pod).await).map(drop)
+}
+
+/// Attaches until something is heard; what is typed is all of standard input until then.
+async fn hear(s: &Suite<'_>, pod: &PodRef, typed: Option<&str>, wanted: &str) -> Result<(), Failure> {
+    let (mut out_near, out_far) = tokio::io::duplex(64 * 1024);
+    let (mut in_near, in_far) = tokio::io::duplex(4096);
+    let stdin = typed.is_some().then(|| Box::pin(in_far) as _);
+    let io = SessionIo { stdin, stdout: Some(Box::pin(out_far)), ..no_io() };
+    let provider = s.provider();
+    let heard = async {
+        if let Some(typed) = typed {
+            in_near.write_all(typed.as_bytes()).await.map_err(|e| Failure::new(format!("must type, but: {e}")))?;
+        }
+        let (mut text, mut part) = (Vec::new(), [0; 1024]);
+        while !String::from_utf8_lossy(&text).contains(wanted) {
+            match out_near.read(&mut part).await {
+                Ok(n) if n > 0 => text.extend_from_slice(&part[..n]),
+                _ => return Err(Failure::new(format!("the output ended without {wanted:?}"))),
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        heard = timeout(s.options.patience, heard) => {
+            heard.unwrap_or_else(|_| Err(Failure::new(format!("waited in vain for {wanted:?} by attach"))))
+        }
+        ended = provider.attach(pod, "main", io) => {
+            Err(Failure::new(format!("attach to a container that runs must not end by itself: {ended:?}")))
+        }
+    }
+}
+
+async fn attach(s: &Suite<'_>) -> Result<(), Failure> {
+    let (pod, _) = s.start(PodPlan::script("attached", "while :; do echo tick; sleep 1; done")).await?;
+    hear(s, &pod.pod_ref(), None, "tick").await?;
+    let after = must("get the pod", s.provider().get_pod(&pod.pod_ref()).await)?;
+    ensure(is_running(&after), "a container outlives those who attach to it")
+}
+
+async fn attach_and_type(s: &Suite<'_>) -> Result<(), Failure> {
+    let script = "while read word; do echo \"got $word\"; done; sleep 3600";
+    let main = ContainerPlan::new("main").script(script).with(json!({"stdin": true}));
+    let (pod, _) = s.start(PodPlan::new("typed").containers(vec![main])).await?;
+    hear(s, &pod.pod_ref(), Some("this\n"), "got this").await
+}
+
+async fn forward(s: &Suite<'_>) -> Result<(), Failure> {
+    let port = server::port();
+    let plan = PodPlan::new("forwarded").restart("Never").containers(vec![server::container("main", port)]);
+    let (pod, _) = s.start(plan).await?;
+    let pod = pod.pod_ref();
+    let end = Instant::now() + s.options.patience;
+    loop {
+        let answer = timeout(s.options.patience, ask(s, &pod, port)).await;
+        match answer.map_err(|_| Failure::new("no answer by a forwarded port"))? {
+            Ok(text) if text.starts_with("HTTP/1.") => return Ok(()),
+            // It may not serve yet.
+            other => {
+                server::claimed(s, &pod, "main").await?;
+                ensure(Instant::now() < end, format!("waited in vain for a page by a forwarded port: {other:?}"))?;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+/// What a port of the pod answers to a request.
+async fn ask(s: &Suite<'_>, pod: &PodRef, port: u16) -> std::result::Result<String, String> {
+    let mut stream = s.provider().port_forward(pod, port).await.map_err(|e| e.to_string())?;
+    let request = "GET / HTTP/1.0\r\nHost: pod\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
+    stream.flush().await.map_err(|e| e.to_string())?;
+    let mut answer = [0; 64];
+    let n = stream.read(&mut answer).await.map_err(|e| e.to_string())?;
+    Ok(String::from_utf8_lossy(&answer[..n]).into_owned())
 }
 
 async fn stats(s: &Suite<'_>) -> Result<(), Failure> {

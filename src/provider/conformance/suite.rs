@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fmt::Debug;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::LocalBoxFuture;
 use rand::Rng as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use super::super::{
@@ -17,6 +19,7 @@ use super::super::{
 };
 use super::Options;
 use super::pods::PodPlan;
+use super::seen::{is_not_found, is_running};
 
 /// The uid of the node that the checks are made with.
 const NODE_UID: &str = "0c0f0000-0000-4000-8000-000000000001";
@@ -25,13 +28,18 @@ const OTHER_UID: &str = "0c0f0000-0000-4000-8000-000000000002";
 /// How often something that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// What was expected and what was seen.
+/// Why a check does not pass.
 #[derive(Debug)]
-pub(super) struct Failure(pub String);
+pub(super) enum Failure {
+    /// What was expected and what was seen.
+    Seen(String),
+    /// It has turned out that the provider does not claim it.
+    NotClaimed(String),
+}
 
 impl Failure {
     pub fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
+        Self::Seen(what.into())
     }
 }
 
@@ -69,16 +77,21 @@ impl Recorder {
 
 type Make<'m> = dyn Fn(ProviderContext) -> LocalBoxFuture<'m, Result<Arc<dyn Provider>>> + 'm;
 
-/// The provider under test.
-pub(super) struct Suite<'m> {
+/// What all checks of a run share.
+struct Stage<'m> {
     make: &'m Make<'m>,
     provider: RefCell<Option<Arc<dyn Provider>>>,
     recorder: RefCell<Arc<Recorder>>,
-    pub options: Options,
     /// Part of every uid, so that what an earlier run has left behind is not taken for ours.
     run: u32,
     number: Cell<u32>,
-    /// What the check under way has made.
+}
+
+/// The provider under test, for one check.
+pub(super) struct Suite<'m> {
+    stage: Rc<Stage<'m>>,
+    pub options: Options,
+    /// What this check has made.
     made: RefCell<Vec<PodRef>>,
 }
 
@@ -96,15 +109,14 @@ impl<'m> Suite<'m> {
     pub async fn new(make: &'m Make<'m>, options: Options) -> Result<Self> {
         let recorder = Arc::new(Recorder::default());
         let provider = make(context(&recorder, NODE_UID)).await?;
-        let suite = Self {
+        let stage = Stage {
             make,
             provider: RefCell::new(Some(provider)),
             recorder: RefCell::new(recorder),
-            options,
             run: rand::rng().random_range(0x1000..0xffff),
             number: Cell::new(0),
-            made: RefCell::default(),
         };
+        let suite = Self { stage: Rc::new(stage), options, made: RefCell::default() };
         // What an earlier run that was killed has left; only pods of this suite are touched.
         let left = timeout(suite.options.patience, suite.provider().list_pods()).await;
         for pod in left.ok().and_then(Result::ok).into_iter().flatten() {
@@ -117,24 +129,29 @@ impl<'m> Suite<'m> {
         Ok(suite)
     }
 
+    /// For another check, which may run at the same time.
+    pub fn another(&self) -> Self {
+        Self { stage: self.stage.clone(), options: self.options.clone(), made: RefCell::default() }
+    }
+
     /// The provider as it is now. Not to be held over a [`restart`](Self::restart).
     pub fn provider(&self) -> Arc<dyn Provider> {
-        let provider = self.provider.borrow().clone();
+        let provider = self.stage.provider.borrow().clone();
         provider.unwrap_or_else(|| Arc::new(Gone))
     }
 
     /// Drops the provider, waits, and makes it anew: all that a restart of the process leaves is what is behind it.
     pub async fn restart(&self, pause: Duration) -> Result<(), Failure> {
-        self.provider.borrow_mut().take();
+        self.stage.provider.borrow_mut().take();
         tokio::time::sleep(pause).await;
         let recorder = Arc::new(Recorder::default());
-        self.recorder.replace(recorder.clone());
+        self.stage.recorder.replace(recorder.clone());
         // What ended the old one may still be under way, as with a process that is killed.
         let end = Instant::now() + self.options.patience;
         loop {
-            match (self.make)(context(&recorder, NODE_UID)).await {
+            match (self.stage.make)(context(&recorder, NODE_UID)).await {
                 Ok(provider) => {
-                    self.provider.replace(Some(provider));
+                    self.stage.provider.replace(Some(provider));
                     return Ok(());
                 }
                 Err(error) if Instant::now() >= end => {
@@ -148,25 +165,45 @@ impl<'m> Suite<'m> {
     /// The provider of another node.
     pub async fn neighbour(&self) -> Result<Arc<dyn Provider>, Failure> {
         let recorder = Arc::new(Recorder::default());
-        must("make the provider of another node", (self.make)(context(&recorder, OTHER_UID)).await)
+        must("make the provider of another node", (self.stage.make)(context(&recorder, OTHER_UID)).await)
     }
 
     /// A pod that is not made yet; it is removed after the check.
     pub fn pod(&self, plan: PodPlan) -> ResolvedPod {
-        let number = self.number.get() + 1;
-        self.number.set(number);
-        let pod = plan.resolve(&self.options, number, &format!("0c0f{:04x}-0000-4000-8000-{number:012}", self.run));
+        let number = self.next();
+        let uid = format!("0c0f{:04x}-0000-4000-8000-{number:012}", self.stage.run);
+        let pod = plan.resolve(&self.options, number, &uid);
         self.made.borrow_mut().push(pod.pod_ref());
         pod
     }
 
-    /// Removes what the check under way has made.
+    fn next(&self) -> u32 {
+        let number = self.stage.number.get() + 1;
+        self.stage.number.set(number);
+        number
+    }
+
+    /// A path that a container can write to and that no other has, for scripts. Gone with the container where that has
+    /// files of its own, so that scripts which may run elsewhere must remove it.
+    pub fn note(&self) -> String {
+        format!("${{VNODE_CONTAINER_ROOT:-/tmp}}/conformance-{:x}-{}", self.stage.run, self.next())
+    }
+
+    /// Removes what this check has made.
     pub async fn clear(&self) -> Result<(), Failure> {
         let made = self.made.take();
         for pod in &made {
-            let removal = timeout(self.options.patience, self.provider().remove_pod(pod)).await;
-            let removal = removal.map_err(|_| Failure::new("must remove a pod, but: no answer"))?;
-            must("remove a pod", removal)?;
+            let end = Instant::now() + self.options.patience;
+            loop {
+                let removal = timeout(self.options.patience, self.provider().remove_pod(pod)).await;
+                match removal.map_err(|_| Failure::new("must remove a pod, but: no answer"))? {
+                    // As an agent does, it comes back: a connection may break.
+                    Err(ProviderError::Unavailable { .. }) if Instant::now() < end => {
+                        tokio::time::sleep(LOOK * 8).await
+                    }
+                    removal => break must("remove a pod", removal)?,
+                }
+            }
         }
         Ok(())
     }
@@ -179,7 +216,7 @@ impl<'m> Suite<'m> {
         holds: impl Fn(&PodObservation) -> bool,
     ) -> Result<PodObservation, Failure> {
         if self.provider().capabilities().notifies {
-            let look = async || Ok(self.recorder.borrow().last(&pod.uid));
+            let look = async || Ok(self.stage.recorder.borrow().last(&pod.uid));
             return self.until(what, "last told by its notifier", look, |seen| seen.as_ref(), holds).await;
         }
         let look = async || must("get the pod", self.provider().get_pod(pod).await).map(Some);
@@ -219,20 +256,86 @@ impl<'m> Suite<'m> {
         }
     }
 
-    /// Makes a pod and waits until all of its containers run.
-    pub async fn start(&self, plan: PodPlan) -> Result<(ResolvedPod, PodObservation), Failure> {
+    /// Runs a script in a container; its exit code, standard output and standard error.
+    pub async fn sh(
+        &self,
+        pod: &PodRef,
+        container: &str,
+        script: &str,
+        input: Option<&str>,
+    ) -> Result<(i32, String, String), Failure> {
+        let (mut out_near, out_far) = tokio::io::duplex(64 * 1024);
+        let (mut err_near, err_far) = tokio::io::duplex(64 * 1024);
+        let (mut in_near, in_far) = tokio::io::duplex(4096);
+        let io = SessionIo {
+            stdin: input.is_some().then(|| Box::pin(in_far) as _),
+            stdout: Some(Box::pin(out_far)),
+            stderr: Some(Box::pin(err_far)),
+            ..no_io()
+        };
+        let command = ["sh", "-c", script].map(str::to_owned);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let typed = async {
+            // Whoever does not read it is told by the output.
+            let _ = in_near.write_all(input.unwrap_or_default().as_bytes()).await;
+            drop(in_near);
+        };
+        let provider = self.provider();
+        let all = async {
+            tokio::join!(
+                provider.exec(pod, container, &command, io),
+                out_near.read_to_end(&mut out),
+                err_near.read_to_end(&mut err),
+                typed
+            )
+        };
+        let done = timeout(self.options.patience, all).await;
+        let Ok((status, ..)) = done else {
+            return Err(Failure::new(format!("exec of {script:?} did not end, or did not close its output")));
+        };
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((must("exec", status)?.code, text(out), text(err)))
+    }
+
+    /// Runs a script that must succeed; its output.
+    pub async fn run(&self, pod: &PodRef, container: &str, script: &str) -> Result<String, Failure> {
+        let (code, out, err) = self.sh(pod, container, script, None).await?;
+        same(code, 0, format!("the exit code of {script:?}, which says {out:?} and {err:?}"))?;
+        Ok(out)
+    }
+
+    /// Makes a pod and waits until it is as it should be.
+    pub async fn begin(
+        &self,
+        plan: PodPlan,
+        what: &str,
+        holds: impl Fn(&PodObservation) -> bool,
+    ) -> Result<(ResolvedPod, PodObservation), Failure> {
         let pod = self.pod(plan);
         must("create a pod", self.provider().create_pod(&pod).await)?;
-        let seen = self.wait(&pod.pod_ref(), "running", is_running).await?;
+        let seen = self.wait(&pod.pod_ref(), what, holds).await?;
         Ok((pod, seen))
+    }
+
+    /// Makes a pod and waits until all of its containers run.
+    pub async fn start(&self, plan: PodPlan) -> Result<(ResolvedPod, PodObservation), Failure> {
+        self.begin(plan, "running", is_running).await
     }
 
     /// Makes a pod and waits until it has ended by itself.
     pub async fn run_to_end(&self, plan: PodPlan) -> Result<(ResolvedPod, PodObservation), Failure> {
-        let pod = self.pod(plan);
-        must("create a pod", self.provider().create_pod(&pod).await)?;
-        let seen = self.wait(&pod.pod_ref(), "ended", PodObservation::is_terminated).await?;
-        Ok((pod, seen))
+        self.begin(plan, "ended", PodObservation::is_terminated).await
+    }
+
+    /// Makes a pod and waits until `main` has written a line with this word.
+    pub async fn start_and_hear(&self, plan: PodPlan, word: &str) -> Result<ResolvedPod, Failure> {
+        let (pod, _) = self.start(plan).await?;
+        if self.provider().capabilities().logs {
+            self.wait_log(&pod.pod_ref(), &format!("that says {word}"), |text| text.contains(word)).await?;
+        } else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(pod)
     }
 
     /// Removes a pod, which must then be unknown.
@@ -242,21 +345,51 @@ impl<'m> Suite<'m> {
         ensure(is_not_found(&after), format!("a removed pod must be NotFound, not {after:?}"))
     }
 
-    /// The lines of a log that ends.
+    /// What is seen of a pod stays as it should be for so many seconds.
+    pub async fn stays(
+        &self,
+        pod: &PodRef,
+        seconds: u64,
+        what: &str,
+        holds: impl Fn(&PodObservation) -> bool,
+    ) -> Result<(), Failure> {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            let seen = must("get the pod", self.provider().get_pod(pod).await)?;
+            ensure(holds(&seen), format!("{what}, but: {seen:?}"))?;
+            tokio::time::sleep(LOOK * 4).await;
+        }
+        Ok(())
+    }
+
+    /// The lines of a log of `main` that ends.
     pub async fn lines(&self, pod: &PodRef, options: LogOptions) -> Result<Vec<LogLine>, Failure> {
-        let stream = must("open a log", self.provider().logs(pod, "main", &options).await)?;
+        self.lines_of(pod, "main", options).await
+    }
+
+    async fn lines_of(&self, pod: &PodRef, container: &str, options: LogOptions) -> Result<Vec<LogLine>, Failure> {
+        let stream = must("open a log", self.provider().logs(pod, container, &options).await)?;
         let all = timeout(self.options.patience, stream.collect::<Vec<_>>()).await;
         let all = all.map_err(|_| Failure::new(format!("the log must end with options {options:?}")))?;
         all.into_iter().map(|line| must("read a log", line)).collect()
     }
 
-    /// The text of a log, once it is as it should be: what a container writes may arrive a little later.
+    /// The text of the log of `main`, once it is as it should be.
     pub async fn wait_log(&self, pod: &PodRef, what: &str, holds: impl Fn(&str) -> bool) -> Result<String, Failure> {
+        self.wait_log_of(pod, "main", what, holds).await
+    }
+
+    /// The text of a log, once it is as it should be: what a container writes may arrive a little later.
+    pub async fn wait_log_of(
+        &self,
+        pod: &PodRef,
+        container: &str,
+        what: &str,
+        holds: impl Fn(&str) -> bool,
+    ) -> Result<String, Failure> {
         let end = Instant::now() + self.options.patience;
         loop {
-            let lines = self.lines(pod, LogOptions::default()).await?;
-            let bytes: Vec<u8> = lines.iter().flat_map(|l| l.text.to_vec()).collect();
-            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let text = text(&self.lines_of(pod, container, LogOptions::default()).await?);
             if holds(&text) {
                 return Ok(text);
             }
@@ -266,21 +399,10 @@ impl<'m> Suite<'m> {
     }
 }
 
-pub(super) fn is_running(o: &PodObservation) -> bool {
-    !o.containers.is_empty() && o.containers.iter().all(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
-}
-
-pub(super) fn is_not_found<T>(result: &Result<T>) -> bool {
-    matches!(result, Err(ProviderError::NotFound(_)))
-}
-
-pub(super) fn names(o: &PodObservation) -> Vec<&str> {
-    o.containers.iter().map(|c| c.name.as_str()).collect()
-}
-
-/// The exit code of the first container, once it has ended.
-pub(super) fn exit_code(o: &PodObservation) -> Option<i32> {
-    o.containers.first()?.state.as_ref()?.terminated.as_ref().map(|t| t.exit_code)
+/// What the lines of a log say together.
+pub(super) fn text(lines: &[LogLine]) -> String {
+    let bytes: Vec<u8> = lines.iter().flat_map(|l| l.text.to_vec()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 pub(super) fn no_io() -> SessionIo {

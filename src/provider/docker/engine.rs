@@ -45,7 +45,6 @@ const DIAL: Duration = Duration::from_secs(10);
 /// What of pods a container engine can do.
 const OWN: PodFeatures = PodFeatures::of(&[
     PodFeature::MemoryEmptyDir,
-    PodFeature::FsGroup,
     PodFeature::ResourceLimits,
     PodFeature::Resize,
     PodFeature::Stdin,
@@ -71,8 +70,9 @@ const OWN: PodFeatures = PodFeatures::of(&[
 
 /// With or without hostPath volumes, and with folders mounted or copied.
 pub(super) fn capabilities(host_paths: bool, copy: bool) -> Capabilities {
-    // What the loop looks at is only there when folders are mounted.
-    let mounted = if copy { PodFeatures::NONE } else { PodFeatures::of(&[PodFeature::EmptyDirSizeLimit]) };
+    // What the loop looks at is only there when folders are mounted, and the engine's own volumes belong to its root.
+    const MOUNTED: PodFeatures = PodFeatures::of(&[PodFeature::EmptyDirSizeLimit, PodFeature::FsGroup]);
+    let mounted = if copy { PodFeatures::NONE } else { MOUNTED };
     let more = match (host_paths, copy) {
         (true, false) => PodFeatures::of(&[PodFeature::HostPath, PodFeature::MountPropagation]),
         _ => PodFeatures::NONE,

@@ -41,6 +41,7 @@ struct Volumes {
 #[serde(rename_all = "PascalCase")]
 struct Volume {
     name: String,
+    labels: Option<names::Labels>,
 }
 
 impl DockerEngine {
@@ -202,7 +203,12 @@ impl DockerEngine {
         let volumes: Volumes =
             self.client.get(&format!("/volumes?{filter}")).await.map_err(|e| e.asking("listing volumes"))?;
         let session = self.session().await?;
-        for volume in volumes.volumes.into_iter().flatten() {
+        // Podman finds volumes that have one of several labels.
+        let ours = |volume: &Volume| {
+            let of_volume = |key| volume.labels.as_ref()?.get(key);
+            labels.iter().all(|(key, value)| of_volume(*key).is_some_and(|found| found == value))
+        };
+        for volume in volumes.volumes.into_iter().flatten().filter(ours) {
             let options = RemoveVolumeOptions { force: true };
             match session.docker.remove_volume(&volume.name, Some(options)).await.map_err(Failed::from) {
                 Err(error) if !error.is_not_found() => return Err(error.asking("removing a volume")),

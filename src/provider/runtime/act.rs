@@ -27,7 +27,8 @@ const CALL: Duration = Duration::from_secs(60);
 const PULL: Duration = Duration::from_secs(1800);
 /// A postStart hook that takes longer has failed.
 const POST_START: Duration = Duration::from_secs(600);
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// For two questions to an engine, which may be another machine that has much to do.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 /// kubelet: `MaxContainerTerminationMessageLogLength`, `…LogLines`.
 const FALLBACK: (usize, u64) = (2048, 80);
 

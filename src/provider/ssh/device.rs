@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use super::dial::{Link, dial};
 use super::quote;
+use super::script::refuse;
 use super::settings::Settings;
 use crate::provider::{ProviderError, Result};
 
@@ -82,6 +83,8 @@ pub(super) enum Failed {
     Away(ProviderError),
     /// The device answered.
     Refused(String),
+    /// It answered that it cannot do what the pod asks for.
+    Unfit(String),
 }
 
 impl Failed {
@@ -89,7 +92,15 @@ impl Failed {
     pub fn step(self) -> ProviderError {
         match self {
             Self::Away(error) => error,
-            Self::Refused(message) => ProviderError::Rejected { reason: String::new(), message },
+            Self::Refused(message) | Self::Unfit(message) => ProviderError::Rejected { reason: String::new(), message },
+        }
+    }
+
+    /// For a container that is to be made.
+    pub fn making(self) -> ProviderError {
+        match self {
+            Self::Unfit(message) => refuse(message),
+            other => other.step(),
         }
     }
 
@@ -97,7 +108,7 @@ impl Failed {
     pub fn asking(self) -> ProviderError {
         match self {
             Self::Away(error) => error,
-            Self::Refused(message) => ProviderError::unavailable(message),
+            Self::Refused(message) | Self::Unfit(message) => ProviderError::unavailable(message),
         }
     }
 }
@@ -286,7 +297,7 @@ fn read(answer: &Answer) -> Result<Said, Failed> {
             "another operator owns this node on the device, with the later epoch {}",
             answer.err.trim()
         )))),
-        (Some(REFUSED), Some(_)) => Err(Failed::Refused(last_line(&answer.err))),
+        (Some(REFUSED), Some(_)) => Err(Failed::Unfit(last_line(&answer.err))),
         (_, Some(_)) => Err(Failed::Refused(complain("the device failed", answer))),
         (_, None) => Err(Failed::Refused(complain("the device's shell does not do what is expected", answer))),
     }
@@ -361,7 +372,7 @@ mod tests {
         ] {
             let said = match read(&given).unwrap_err() {
                 Failed::Away(error) => error.to_string(),
-                Failed::Refused(message) => message,
+                Failed::Refused(message) | Failed::Unfit(message) => message,
             };
             assert!(said.contains(want), "{said}");
         }

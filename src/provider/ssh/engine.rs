@@ -77,8 +77,12 @@ impl SshEngine {
 
     /// A script that changes something in a pod, on the device that is ours.
     async fn change(&self, body: &str) -> Result<Said> {
+        self.try_to(body).await?.map_err(Failed::step)
+    }
+
+    async fn try_to(&self, body: &str) -> Result<Result<Said, Failed>> {
         let own = script::own(self.settings())?;
-        self.device.run(&format!("{own}{body}")).await.map_err(Failed::step)
+        Ok(self.device.run(&format!("{own}{body}")).await)
     }
 
     async fn ask(&self, body: &str) -> Result<Said> {
@@ -212,7 +216,7 @@ impl Engine for SshEngine {
         let (settings, of) = (self.settings().clone(), spec.clone());
         text += &blocking(move || script::create(&settings, &of, &command)).await?;
         let pod = &spec.container.pod;
-        let said = self.change(&text).await?;
+        let said = self.try_to(&text).await?.map_err(Failed::making)?;
         if said.text.contains(script::NO_POD) {
             // Somebody has cleared the device. Fails when nobody listens; who comes later lists first.
             let _ = self.told.send(EngineEvent::Sandbox { pod: pod.clone(), sandbox: None });

@@ -65,16 +65,22 @@ pub(super) async fn run(
     let mut running = Command { device: device.clone(), process: None };
     let (mut reader, writer) = start(&lease, &mut io, line).await?;
     let mut early = Vec::new();
+    let mut noise = Noise(Some(Vec::new()).filter(|_| !io.tty));
+    let mut complaints = Vec::new();
     let begun = timeout(BEGIN, async {
         while let Some(message) = reader.wait().await {
-            if let ChannelMsg::Data { data } = message {
-                early.extend_from_slice(&data);
-                if let Some(begin) = begin(&early) {
-                    return Some(begin);
+            match message {
+                ChannelMsg::Data { data } => {
+                    early.extend_from_slice(&data);
+                    if let Some(begin) = begin(&early) {
+                        return Some(begin);
+                    }
+                    if early.len() > NOISE {
+                        return None;
+                    }
                 }
-                if early.len() > NOISE {
-                    return None;
-                }
+                ChannelMsg::ExtendedData { data, .. } => complaints.extend(noise.after(&data)),
+                _ => {}
             }
         }
         None
@@ -94,10 +100,11 @@ pub(super) async fn run(
     let output = async {
         let mut code = None;
         put(&mut stdout, &first).await;
+        put(&mut stderr, &complaints).await;
         while let Some(message) = reader.wait().await {
             match message {
                 ChannelMsg::Data { data } => put(&mut stdout, &data).await,
-                ChannelMsg::ExtendedData { data, .. } => put(&mut stderr, &data).await,
+                ChannelMsg::ExtendedData { data, .. } => put(&mut stderr, &noise.after(&data)).await,
                 ChannelMsg::ExitStatus { exit_status } => code = Some(i32::try_from(exit_status).unwrap_or(255)),
                 ChannelMsg::ExitSignal { signal_name, .. } => code = Some(128 + number(&signal_name)),
                 // What the command has left in the background may keep its output open.
@@ -179,6 +186,27 @@ fn begin(text: &[u8]) -> Option<Start> {
         }
     }
     None
+}
+
+/// What login shells print on standard error before the helper begins, which may arrive after that; `None` from then on.
+struct Noise(Option<Vec<u8>>);
+
+impl Noise {
+    /// What of this is the command's.
+    fn after(&mut self, data: &[u8]) -> Vec<u8> {
+        const BEGIN: &[u8] = b"VNODE-BEGIN\n";
+        let Some(heard) = &mut self.0 else { return data.to_vec() };
+        heard.extend_from_slice(data);
+        if let Some(at) = heard.windows(BEGIN.len()).position(|w| w == BEGIN) {
+            let rest = heard.split_off(at + BEGIN.len());
+            self.0 = None;
+            return rest;
+        }
+        if heard.len() > NOISE {
+            return self.0.take().unwrap_or_default();
+        }
+        Vec::new()
+    }
 }
 
 async fn put(writer: &mut Option<crate::provider::Writer>, data: &[u8]) {
@@ -268,6 +296,14 @@ pub(super) async fn attach(device: &Arc<Device>, container: &ContainerRef, mut i
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_login_shell_complains_of_is_not_the_commands() {
+        let mut noise = Noise(Some(Vec::new()));
+        let heard = ["no bash\nVNODE-", "BEGIN\nto ", "err\n"].map(|part| noise.after(part.as_bytes())).concat();
+        assert_eq!(String::from_utf8(heard).unwrap(), "to err\n");
+        assert_eq!(Noise(None).after(b"VNODE-BEGIN\n"), b"VNODE-BEGIN\n", "with a terminal there is no mark");
+    }
 
     #[test]
     fn the_commands_output_begins_after_the_helpers_line() {

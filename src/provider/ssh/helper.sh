@@ -29,6 +29,21 @@ vn_begin() {
 # A refusal for people, and the end.
 vn_refuse() { printf '%s\n' "$1" >&2; exit 65; }
 
+# Makes what is missing of a path in a volume, and refuses one that leads out of it: pods make links, too.
+vn_inside() { # volume path
+  VN_REAL=$(cd "$1" && pwd -P) || exit 1
+  VN_AT=$1 VN_LEFT=$2
+  while [ -n "$VN_LEFT" ]; do
+    VN_AT=$VN_AT/${VN_LEFT%%/*}
+    case $VN_LEFT in */*) VN_LEFT=${VN_LEFT#*/} ;; *) VN_LEFT= ;; esac
+    [ -e "$VN_AT" ] || [ -L "$VN_AT" ] || mkdir "$VN_AT" 2>/dev/null || [ -d "$VN_AT" ] || exit 1
+    # What a link to a file leads to cannot be told by a shell alone.
+    VN_IN=
+    if [ -d "$VN_AT" ]; then VN_IN=$(cd "$VN_AT" && pwd -P); elif ! [ -L "$VN_AT" ]; then VN_IN=$VN_REAL; fi
+    case $VN_IN/ in "$VN_REAL"/*) ;; *) vn_refuse "subPath $2 leads out of its volume" ;; esac
+  done
+}
+
 vn_stat() { # pid
   { read -r VN_LINE < "/proc/$1/stat"; } 2>/dev/null || return 1
   VN_LINE=${VN_LINE##*) }
@@ -420,6 +435,8 @@ vn_enter() { # folder word...
   VN_DIR=$1
   shift
   vn_stat $$
+  # On a terminal there is one stream.
+  [ -t 2 ] || printf 'VNODE-BEGIN\n' >&2
   printf 'VNODE-BEGIN %s %s -\n' $$ "$VN_START"
   VN_N=$#
   while [ "$VN_N" -gt 0 ]; do

@@ -281,9 +281,9 @@ fn link(out: &mut String, settings: &Settings, spec: &ContainerSpec, d: &str, mo
         match rest.as_os_str().is_empty() {
             true => volume,
             false => {
-                let at = format!("{volume}/{}", word(&rest.to_string_lossy()));
-                let _ = writeln!(out, "[ -e {at} ] || mkdir -p {at} || exit 1");
-                at
+                let rest = word(&rest.to_string_lossy());
+                let _ = writeln!(out, "vn_inside {volume} {rest}");
+                format!("{volume}/{rest}")
             }
         }
     } else {
