@@ -52,6 +52,8 @@ impl Podman {
         command.env("CONTAINERS_CONF", path("containers.conf")).env("TMPDIR", self.dir.path());
         command.arg("--root").arg(path("root")).arg("--runroot").arg(path("run")).arg("--tmpdir").arg(path("tmp"));
         command.args(["--storage-driver", "vfs"]).stdin(Stdio::null());
+        // Its monitors leave a file named `oom` where they are when a container had too much.
+        command.current_dir(self.dir.path());
         command
     }
 

@@ -1,6 +1,6 @@
 //! The types of rules in CEL: what cel-go's checker refuses in an expression that parses.
 //!
-//! [`lex`] cuts the text into tokens, [`check`] reads them by precedence and tells the type of each part. Wherever a
+//! [`lex`] cuts the text into tokens, [`mod@check`] reads them by precedence and tells the type of each part. Wherever a
 //! type is not known for certain it is `dyn`, which fits everywhere: a good rule is never refused.
 
 mod check;
