@@ -68,7 +68,7 @@ fn a_clock_that_jumps_costs_no_node_and_no_pod() {
     };
     eventually("both replicas have nodes", owned);
     let before = state(&bed, &nodes);
-    for (n, (offset, hours)) in [("+2h", 2), ("-3h", -3), ("+0", 0)].into_iter().enumerate() {
+    for (n, (offset, hours)) in [("+2h", 2), ("-3h", -3)].into_iter().enumerate() {
         set(offset);
         // Every Lease is renewed by the new time, and then once more, which is longer than a replica may be silent.
         let jumped = |node: &String| {
@@ -86,5 +86,9 @@ fn a_clock_that_jumps_costs_no_node_and_no_pod() {
         bed.wait_phase(&late, "Running");
         assert_eq!(state(&bed, &nodes), before, "the clock at {offset}");
     }
-    assert!(bed.kubectl(&format!("logs on-{} --tail=1", nodes[0])).len() < 10_000, "its kubelet API answers again");
+    // Whose certificate is not good yet by the operator's clock is let in when the clock is right again.
+    set("+0");
+    eventually("its kubelet API answers", || {
+        bed.try_kubectl(&format!("logs on-{} --tail=1", nodes[0])).status.success().then_some(())
+    });
 }
