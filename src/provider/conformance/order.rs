@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::{PodObservation, Result};
 use super::pods::{ContainerPlan, POLITE, PodPlan};
-use super::seen::{began, code, container, end, end_before, is_running, of, runs, started_at};
+use super::seen::{began, code, container, end, end_before, finished_at, in_order, is_running, of, runs, started_at};
 use super::suite::{Failure, Suite, ensure, must, same};
 use super::{Check, Need, PodFeature};
 
@@ -90,7 +90,7 @@ async fn init(s: &Suite<'_>) -> Result<(), Failure> {
             )));
         };
         same(end.exit_code, 0, "the exit code of an init container")?;
-        ensure(before <= end.finished_at.as_ref().map(|t| t.0), "init containers end one after the other")?;
+        ensure(in_order(before, end.finished_at.as_ref().map(|t| t.0)), "init containers end one after the other")?;
         before = end.finished_at.as_ref().map(|t| t.0);
     }
     Ok(())
@@ -118,7 +118,7 @@ async fn sidecar_first(s: &Suite<'_>) -> Result<(), Failure> {
     let (_, seen) = s.start(PodPlan::new("sidecar").init(ContainerPlan::new("side").sidecar())).await?;
     let (side, main) = (container(&seen, "side")?, container(&seen, "main")?);
     ensure(runs(side), format!("a sidecar runs when the containers do: {side:?}"))?;
-    ensure(started_at(side) <= started_at(main), "a sidecar is started before the containers")
+    ensure(in_order(started_at(side), started_at(main)), "a sidecar is started before the containers")
 }
 
 async fn sidecar_probed(s: &Suite<'_>) -> Result<(), Failure> {
@@ -154,7 +154,7 @@ async fn sidecar_ends(s: &Suite<'_>) -> Result<(), Failure> {
 
 async fn sidecars_last(s: &Suite<'_>) -> Result<(), Failure> {
     // Asked together, each sidecar would be over long before the container is.
-    let slow = "trap 'sleep 2; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+    let slow = "trap 'sleep 4; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
     let side = |name| ContainerPlan::new(name).script(POLITE).sidecar();
     let (pod, _) = s.start(PodPlan::script("sidecars-last", slow).init(side("first")).init(side("second"))).await?;
     let pod = pod.pod_ref();
@@ -167,7 +167,7 @@ async fn sidecars_last(s: &Suite<'_>) -> Result<(), Failure> {
     for (name, wanted) in [("main", 0), ("second", 6), ("first", 6)] {
         let c = container(&seen, name)?;
         same(code(c), Some(wanted), format!("the exit code of {name}, which may end in its own way"))?;
-        ends.push(end(c).and_then(|t| t.finished_at.as_ref()).map(|t| t.0));
+        ends.push(finished_at(c));
     }
-    ensure(ends.is_sorted(), format!("main, second and first end in this order: {ends:?}"))
+    ensure(ends.is_sorted_by(|a, b| in_order(*a, *b)), format!("main, second and first end in this order: {ends:?}"))
 }

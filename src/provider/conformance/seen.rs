@@ -1,6 +1,6 @@
 //! Reading what is reported of a pod.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus};
 
 use super::super::{PodObservation, ProviderError, Result};
@@ -41,6 +41,18 @@ pub(super) fn runs(c: &ContainerStatus) -> bool {
 /// It runs or has run.
 pub(super) fn began(c: &ContainerStatus) -> bool {
     runs(c) || end(c).is_some_and(|t| t.started_at.is_some()) || c.restart_count > 0
+}
+
+/// True when the first time is not after the second one, as far as can be told: a provider that reads the clock of a
+/// machine far away is as exact as the way there.
+pub(super) fn in_order(first: Option<Timestamp>, second: Option<Timestamp>) -> bool {
+    const EXACT: SignedDuration = SignedDuration::from_secs(2);
+    first.zip(second).is_none_or(|(first, second)| first.duration_since(second) <= EXACT)
+}
+
+/// When a container that is over ended.
+pub(super) fn finished_at(c: &ContainerStatus) -> Option<Timestamp> {
+    end(c).and_then(|t| t.finished_at.as_ref()).map(|t| t.0)
 }
 
 pub(super) fn started_at(c: &ContainerStatus) -> Option<Timestamp> {
