@@ -1,10 +1,10 @@
 //! The clock of the operator's machine jumps, as when it is set by hand, or a virtual machine is resumed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde_json::Value;
-
-use crate::support::{Bed, eventually, pod, virtual_node};
+use crate::replicas::{fleet, shards, untouched};
+use crate::support::{Bed, eventually, pod};
 
 /// Debian's `faketime`: a program under it reads its time from a file.
 fn faketime() -> String {
@@ -12,19 +12,6 @@ fn faketime() -> String {
 }
 
 const NODES: usize = 6;
-
-/// What must stay as it is: whose the nodes are, since when they are ready, and each pod's run.
-fn state(bed: &Bed, nodes: &[String]) -> Vec<[Value; 4]> {
-    let look = |name: &String| {
-        let shard = bed.get(&format!("virtualnode/{name}")).expect("it is there")["status"]["shard"].clone();
-        let node = bed.get(&format!("node/{name}")).expect("it is there");
-        let ready = crate::support::condition(&node, "Ready").expect("it was ready");
-        let pod = bed.get(&format!("pod/on-{name}")).expect("it is there");
-        let [status, since] = ["status", "lastTransitionTime"].map(|field| ready[field].clone());
-        [shard, status, since, pod["status"]["containerStatuses"].clone()]
-    };
-    nodes.iter().map(look).collect()
-}
 
 /// When a node's Lease was renewed last, by the operator's clock, in seconds.
 fn renewed(bed: &Bed, node: &str) -> i64 {
@@ -53,21 +40,13 @@ fn a_clock_that_jumps_costs_no_node_and_no_pod() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
     ];
     let _replicas = ["one", "two"].map(|identity| bed.start_replica_with(identity, &variables));
-    let nodes: Vec<_> = (0..NODES).map(|n| bed.name(&format!("timed-{n}"))).collect();
-    bed.apply(&nodes.iter().map(|n| format!("{}---\n", virtual_node(n, ""))).collect::<String>());
-    for node in &nodes {
-        bed.wait(&format!("virtualnode/{node}"), "condition=Ready");
-    }
-    bed.apply(&nodes.iter().map(|n| pod(&format!("on-{n}"), n, "")).collect::<String>());
-    for node in &nodes {
-        bed.wait_phase(&format!("on-{node}"), "Running");
-    }
-    let owned = || {
-        let owners: std::collections::BTreeSet<_> = state(&bed, &nodes).iter().map(|s| s[0].to_string()).collect();
+    let nodes = fleet(&bed, NODES);
+    eventually("both replicas have nodes", || {
+        let owners: BTreeSet<_> = shards(&bed).into_values().collect();
         (owners.len() == 2).then_some(())
-    };
-    eventually("both replicas have nodes", owned);
-    let before = state(&bed, &nodes);
+    });
+    let state = || (shards(&bed), untouched(&bed, &nodes));
+    let before = state();
     for (n, (offset, hours)) in [("+2h", 2), ("-3h", -3)].into_iter().enumerate() {
         set(offset);
         // Every Lease is renewed by the new time, and then once more, which is longer than a replica may be silent.
@@ -84,7 +63,7 @@ fn a_clock_that_jumps_costs_no_node_and_no_pod() {
         let late = format!("late-{n}");
         bed.apply(&pod(&late, &nodes[0], ""));
         bed.wait_phase(&late, "Running");
-        assert_eq!(state(&bed, &nodes), before, "the clock at {offset}");
+        assert_eq!(state(), before, "the clock at {offset}");
     }
     // Whose certificate is not good yet by the operator's clock is let in when the clock is right again.
     set("+0");

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{PATIENCE, vnode_binary};
+use crate::support::{PATIENCE, is_foreign, vnode_binary};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -44,8 +44,7 @@ fn files() -> Vec<PathBuf> {
 
 #[test]
 fn every_command_of_the_documentation_works() {
-    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-        eprintln!("SKIPPED: the commands expect the sample fleet of the development cluster");
+    if is_foreign("the commands expect the sample fleet of the development cluster") {
         return;
     }
     let mut failures = Vec::new();

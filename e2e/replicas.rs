@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Bed, PATIENCE, eventually, pod, virtual_node};
+use crate::support::{Bed, PATIENCE, eventually, is_foreign, pod, virtual_node};
 
 const NODES: usize = 24;
 
 /// Each node's owner.
-fn shards(bed: &Bed) -> BTreeMap<String, String> {
+pub fn shards(bed: &Bed) -> BTreeMap<String, String> {
     let list = bed.get("virtualnodes").expect("a list");
     let shard = |vn: &Value| {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -28,8 +28,9 @@ fn settled(bed: &Bed, replicas: &[&str]) -> BTreeMap<String, String> {
     })
 }
 
-fn fleet(bed: &Bed) -> Vec<String> {
-    let names: Vec<_> = (0..NODES).map(|n| bed.name(&format!("shared-{n}"))).collect();
+/// So many nodes that are ready, with a pod that runs on each.
+pub fn fleet(bed: &Bed, nodes: usize) -> Vec<String> {
+    let names: Vec<_> = (0..nodes).map(|n| bed.name(&format!("shared-{n}"))).collect();
     bed.apply(&names.iter().map(|n| format!("{}---\n", virtual_node(n, ""))).collect::<String>());
     for name in &names {
         bed.wait(&format!("virtualnode/{name}"), "condition=Ready");
@@ -42,17 +43,13 @@ fn fleet(bed: &Bed) -> Vec<String> {
 }
 
 /// What must not change when nodes change hands: since when each Node is ready, and each pod's containers.
-fn untouched(bed: &Bed, names: &[String]) -> Vec<(Value, Value)> {
+pub fn untouched(bed: &Bed, names: &[String]) -> Vec<(Value, Value)> {
     let look = |name: &String| {
         let node = bed.get(&format!("node/{name}")).expect("the node");
         let ready = crate::support::condition(&node, "Ready").cloned().unwrap_or_default();
         assert_eq!(ready["status"], "True", "{name}: {ready}");
         let pod = bed.get(&format!("pod/on-{name}")).expect("the pod");
-        let status = &pod["status"]["containerStatuses"][0];
-        (
-            ready["lastTransitionTime"].clone(),
-            json!([pod["metadata"]["uid"], status["containerID"], status["restartCount"], status["state"]]),
-        )
+        (ready["lastTransitionTime"].clone(), json!([pod["metadata"]["uid"], pod["status"]["containerStatuses"]]))
     };
     names.iter().map(look).collect()
 }
@@ -61,7 +58,7 @@ fn untouched(bed: &Bed, names: &[String]) -> Vec<(Value, Value)> {
 fn nodes_move_between_replicas_without_being_missed() {
     let bed = Bed::cluster_only();
     let mut replicas: BTreeMap<&str, _> = ["one", "two"].into_iter().map(|id| (id, bed.start_replica(id))).collect();
-    let names = fleet(&bed);
+    let names = fleet(&bed, NODES);
     let two = settled(&bed, &["one", "two"]);
     let before = untouched(&bed, &names);
 
@@ -98,7 +95,7 @@ fn nodes_move_between_replicas_without_being_missed() {
 fn a_replica_that_was_paused_does_not_act_for_nodes_that_it_lost() {
     let bed = Bed::cluster_only();
     let one = bed.start_replica("first");
-    let names = fleet(&bed);
+    let names = fleet(&bed, NODES);
     let two = bed.start_replica("second");
     settled(&bed, &["first", "second"]);
     let before = untouched(&bed, &names);
@@ -116,13 +113,12 @@ fn a_replica_that_was_paused_does_not_act_for_nodes_that_it_lost() {
 /// Replicas speak to the API server alone, so one that cannot reach it is cut off from all.
 #[test]
 fn a_replica_that_is_cut_off_loses_its_nodes_and_gets_its_share_when_it_is_back() {
-    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster cuts a client off");
+    if is_foreign("only the embedded cluster cuts a client off") {
         return;
     }
     let bed = Bed::cluster_only();
     let near = bed.start_replica("near");
-    let names = fleet(&bed);
+    let names = fleet(&bed, NODES);
     let mut far = bed.start_replica_as("far", "far-away");
     settled(&bed, &["far", "near"]);
     let before = untouched(&bed, &names);
@@ -151,8 +147,7 @@ const TAKING: [(&str, &str); 3] = [
 /// One of the moments at every run, all of them with `VNODE_CRASHES=all`.
 #[test]
 fn a_replica_that_dies_while_it_takes_over_loses_no_pod() {
-    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster holds writes up");
+    if is_foreign("only the embedded cluster holds writes up") {
         return;
     }
     let moments = TAKING.into_iter().flat_map(|write| [(write, true), (write, false)]);
@@ -167,7 +162,7 @@ fn a_replica_that_dies_while_it_takes_over_loses_no_pod() {
 fn dies_taking_over(method: &str, path: &str, after: bool) {
     let bed = Bed::cluster_only();
     let mut one = bed.start_replica("one");
-    let names = fleet(&bed);
+    let names = fleet(&bed, NODES);
     let mut two = bed.start_replica("two");
     let shared = settled(&bed, &["one", "two"]);
     let before = untouched(&bed, &names);

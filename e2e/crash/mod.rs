@@ -30,6 +30,8 @@ use std::time::Instant;
 use points::Point;
 use stage::Stage;
 
+use crate::support::is_foreign;
+
 /// The sample that is played unless another is asked for: a change is judged by what it changes, not by luck.
 const SEED: u64 = 1;
 /// How many points are played unless more are asked for.
@@ -66,8 +68,7 @@ fn on_stage<T>(play: impl AsyncFnOnce(&Stage) -> T) -> T {
 
 #[test]
 fn a_kill_at_any_write_loses_doubles_and_leaves_nothing() {
-    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster holds writes up");
+    if is_foreign("only the embedded cluster holds writes up") {
         return;
     }
     let begin = Instant::now();
@@ -128,8 +129,7 @@ fn a_kill_at_any_write_loses_doubles_and_leaves_nothing() {
 
 #[test]
 fn no_storm_of_the_api_server_loses_doubles_or_leaves_anything() {
-    if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-        eprintln!("*** SKIPPED, NOTHING WAS TESTED: only the embedded cluster has faults on demand");
+    if is_foreign("only the embedded cluster has faults on demand") {
         return;
     }
     let wanted = variable("VNODE_STORM").unwrap_or_default();

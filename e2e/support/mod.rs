@@ -10,6 +10,7 @@ pub mod podman;
 #[cfg(feature = "ssh")]
 pub mod sshd;
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -143,18 +144,14 @@ impl Bed {
 
     /// A cluster of our own that can be stopped and started, or `None` when the cluster is somebody else's.
     pub fn own() -> Option<Self> {
-        if std::env::var_os("VNODE_E2E_KUBECONFIG").is_some() {
-            eprintln!("SKIPPED: this test stops the API server, which only works on the embedded cluster");
-            return None;
-        }
-        Some(Self::new())
+        (!is_foreign("only the embedded cluster can be stopped")).then(Self::new)
     }
 
     /// A cluster without an operator.
     pub fn cluster_only() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let id = format!("e{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::SeqCst));
-        let foreign = std::env::var_os("VNODE_E2E_KUBECONFIG");
+        let foreign = foreign_cluster();
         let turn = || TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bed = Self {
             _turn: foreign.is_some().then(turn),
@@ -423,6 +420,20 @@ impl Bed {
     pub fn wait_phase(&self, pod: &str, phase: &str) {
         self.wait(&format!("pod/{pod}"), &format!("jsonpath={{.status.phase}}={phase}"));
     }
+}
+
+/// The kubeconfig of somebody else's cluster, when the tests are to use that.
+fn foreign_cluster() -> Option<OsString> {
+    std::env::var_os("VNODE_E2E_KUBECONFIG")
+}
+
+/// Whether the cluster is somebody else's, on which this is then said not to be tested.
+pub fn is_foreign(why: &str) -> bool {
+    let foreign = foreign_cluster().is_some();
+    if foreign {
+        eprintln!("*** SKIPPED, NOTHING WAS TESTED: {why}");
+    }
+    foreign
 }
 
 impl Drop for Bed {

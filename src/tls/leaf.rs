@@ -87,7 +87,8 @@ fn covers(has: &str, name: &str) -> bool {
     }
 }
 
-fn names_of(cert: &X509Certificate<'_>) -> Vec<String> {
+/// The names and addresses that a certificate is for.
+pub(crate) fn names_of(cert: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = cert.subject_alternative_name() else { return Vec::new() };
     let name = |name: &GeneralName<'_>| match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),

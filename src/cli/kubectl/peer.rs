@@ -12,7 +12,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use x509_parser::extensions::GeneralName;
+
+use crate::tls::leaf::names_of;
 
 /// Dialling and the handshake, each.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,23 +72,10 @@ pub(super) async fn certificate(address: SocketAddr) -> Result<Shown, PeerError>
 fn read(der: &[u8]) -> Result<Shown, String> {
     let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
     let time = |t: x509_parser::time::ASN1Time| Timestamp::from_second(t.timestamp()).map_err(|e| e.to_string());
-    let mut names = Vec::new();
-    if let Ok(Some(sans)) = cert.subject_alternative_name() {
-        for name in &sans.value.general_names {
-            match name {
-                GeneralName::DNSName(dns) => names.push((*dns).to_owned()),
-                GeneralName::IPAddress(ip) => match ip.len() {
-                    4 => names.extend(<[u8; 4]>::try_from(*ip).map(|ip| std::net::IpAddr::from(ip).to_string())),
-                    _ => names.extend(<[u8; 16]>::try_from(*ip).map(|ip| std::net::IpAddr::from(ip).to_string())),
-                },
-                _ => {}
-            }
-        }
-    }
     Ok(Shown {
         subject: cert.subject().to_string(),
         issuer: cert.issuer().to_string(),
-        names,
+        names: names_of(&cert),
         not_before: time(cert.validity().not_before)?,
         not_after: time(cert.validity().not_after)?,
     })

@@ -4,22 +4,17 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
 
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
-use super::world::{World, gone_is_fine, is_terminal};
+use super::world::{World, claim_names, is_terminal, release};
 
 /// Set by the server on every claim.
 const FINALIZER: &str = "kubernetes.io/pvc-protection";
 
 fn claims(pod: &Pod) -> impl Iterator<Item = Key> + '_ {
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     let namespace = pod.namespace().unwrap_or_default();
-    volumes
-        .filter_map(|v| v.persistent_volume_claim.as_ref())
-        .map(move |claim| (namespace.clone(), claim.claim_name.clone()))
+    claim_names(pod).map(move |claim| (namespace.clone(), claim.to_owned()))
 }
 
 /// Hooks the controller to the shared watches and returns its work.
@@ -50,12 +45,8 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
     let deleting = |c: &Arc<PersistentVolumeClaim>| c.metadata.deletion_timestamp.is_some();
     let Some(claim) = world.claims.get(&key).filter(deleting) else { return Ok(None) };
     let in_use = |pod: &Pod| !is_terminal(pod) && claims(pod).any(|used| used == key);
-    if !claim.finalizers().iter().any(|f| f == FINALIZER) || !world.pods.select(in_use).is_empty() {
-        return Ok(None);
+    if world.pods.select(in_use).is_empty() {
+        release(&world.api(&key.0), claim.as_ref(), FINALIZER).await?;
     }
-    let left: Vec<_> = claim.finalizers().iter().filter(|f| *f != FINALIZER).collect();
-    let body = json!({"metadata": {"resourceVersion": claim.resource_version(), "finalizers": left}});
-    let api = world.api::<PersistentVolumeClaim>(&key.0);
-    gone_is_fine(api.patch(&key.1, &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
     Ok(None)
 }

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::informer::{Key, key_of};
 use super::queue::{Outcome, Queue};
-use super::world::{World, gone_is_fine};
+use super::world::{World, gone_is_fine, release};
 
 /// Set by the server on every volume.
 const FINALIZER: &str = "kubernetes.io/pv-protection";
@@ -35,16 +34,13 @@ async fn reconcile(world: &World, key: Key) -> Outcome {
     let Some(volume) = world.volumes.get(&key) else { return Ok(None) };
     let api: Api<PersistentVolume> = Api::all(world.client.clone());
     let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
-    let params = PatchParams::default();
     if volume.metadata.deletion_timestamp.is_some() {
-        if phase != "Bound" && volume.finalizers().iter().any(|f| f == FINALIZER) {
-            let left: Vec<_> = volume.finalizers().iter().filter(|f| *f != FINALIZER).collect();
-            let body = json!({"metadata": {"resourceVersion": volume.resource_version(), "finalizers": left}});
-            gone_is_fine(api.patch(&key.1, &params, &Patch::Merge(body)).await.map(drop))?;
+        if phase != "Bound" {
+            release(&api, volume.as_ref(), FINALIZER).await?;
         }
     } else if matches!(phase, "" | "Pending") && volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_none()) {
         let body = json!({"status": {"phase": "Available"}});
-        gone_is_fine(api.patch_status(&key.1, &params, &Patch::Merge(body)).await.map(drop))?;
+        gone_is_fine(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(body)).await.map(drop))?;
     }
     Ok(None)
 }

@@ -339,6 +339,26 @@ pub(crate) fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The names of the PersistentVolumeClaims that a pod uses.
+pub(crate) fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).map(|claim| claim.claim_name.as_str())
+}
+
+/// Takes a finalizer off an object, as it is known, that has it.
+pub(crate) async fn release<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), kube::Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    if !object.finalizers().iter().any(|f| f == finalizer) {
+        return Ok(());
+    }
+    let left: Vec<_> = object.finalizers().iter().filter(|f| *f != finalizer).collect();
+    let body = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": left}});
+    let patch = api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(body)).await;
+    gone_is_fine(patch.map(drop))
+}
+
 /// What is gone already needs neither deleting nor patching; a changed uid means the same.
 pub(crate) fn gone_is_fine(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
     match result {

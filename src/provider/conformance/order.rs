@@ -83,15 +83,15 @@ async fn init(s: &Suite<'_>) -> Result<(), Failure> {
     same(init, vec!["first", "second"], "the init containers in their order")?;
     let mut before = None;
     for container in &seen.init_containers {
-        let Some(end) = container.state.as_ref().and_then(|s| s.terminated.as_ref()) else {
+        let Some(over) = end(container) else {
             return Err(Failure::new(format!(
                 "init container {} has not ended, but the containers run",
                 container.name
             )));
         };
-        same(end.exit_code, 0, "the exit code of an init container")?;
-        ensure(in_order(before, end.finished_at.as_ref().map(|t| t.0)), "init containers end one after the other")?;
-        before = end.finished_at.as_ref().map(|t| t.0);
+        same(over.exit_code, 0, "the exit code of an init container")?;
+        ensure(in_order(before, finished_at(container)), "init containers end one after the other")?;
+        before = finished_at(container);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use super::resources::{Amounts, requests};
 use crate::controllers::labels::{self, Labels};
+use crate::controllers::world::claim_names;
 
 /// A host port: protocol, address (empty for all) and number.
 pub(crate) type HostPort = (String, String, i32);
@@ -51,8 +52,7 @@ impl PodInfo {
         info.priority = spec.priority.unwrap_or_default();
         info.node_selector = spec.node_selector.clone().unwrap_or_default();
         info.tolerations = spec.tolerations.clone().unwrap_or_default();
-        let volumes = spec.volumes.iter().flatten().filter_map(|v| v.persistent_volume_claim.as_ref());
-        info.claims = volumes.map(|claim| claim.claim_name.clone()).collect();
+        info.claims = claim_names(pod).map(str::to_owned).collect();
         info.spread = spec.topology_spread_constraints.clone().unwrap_or_default();
         for port in spec.containers.iter().flat_map(|c| c.ports.iter().flatten()) {
             if let Some(number) = port.host_port.filter(|p| *p > 0) {
