@@ -1,5 +1,6 @@
 //! Pods as processes: what a kubelet does with them is done, and a restart of the operator loses nothing.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -90,6 +91,31 @@ fn pods_live_as_on_a_kubelet() {
     let steps = pods.iter().find(|p| p["podRef"]["name"] == "steps").expect("the pod");
     assert!(steps["containers"][0]["logs"]["usedBytes"].as_u64() > Some(0), "{steps:#}");
     assert!(steps.get("network").is_none(), "it has none of its own: {steps:#}");
+    end(&bed);
+}
+
+#[test]
+fn a_followed_log_goes_on_with_the_next_run_and_ends_with_the_last() {
+    let (bed, node, _) = bed();
+    // Each run is its number; the first waits until somebody follows it, the third is the last.
+    let script = "n=$(cat $VNODE_CONTAINER_ROOT/s/n 2>/dev/null || echo 1); echo run $n; echo $((n + 1)) \
+                  > $VNODE_CONTAINER_ROOT/s/n; until [ -e $VNODE_CONTAINER_ROOT/s/go ]; do sleep 0.1; done; [ $n = 3 ]";
+    bed.apply(&pod(
+        "again",
+        &node,
+        &format!(
+            "  restartPolicy: OnFailure\n  containers:\n  - {{name: main, image: host, command: [sh, -c, '{script}'], \
+             volumeMounts: [{{name: s, mountPath: /s}}]}}\n  volumes: [{{name: s, emptyDir: {{}}}}]"
+        ),
+    ));
+    bed.wait("pod/again", "condition=Ready");
+    let mut follow = bed.command().args(["logs", "-f", "again"]).stdout(Stdio::piped()).spawn().expect("kubectl");
+    let mut lines = BufReader::new(follow.stdout.take().expect("piped")).lines().map(|l| l.expect("a line"));
+    assert_eq!(lines.next().as_deref(), Some("run 1"));
+    bed.exec(&["again", "--", "touch", "s/go"]);
+    assert_eq!(lines.collect::<Vec<_>>(), ["run 2", "run 3"]);
+    assert!(follow.wait().expect("kubectl").success());
+    bed.wait_phase("again", "Succeeded");
     end(&bed);
 }
 

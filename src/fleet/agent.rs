@@ -78,6 +78,8 @@ pub struct State {
     pub told: Option<String>,
     /// When a status that only counts pods was last written.
     pub counts_written: Option<Instant>,
+    /// When such a status may be written that waits for its turn.
+    pub counts_turn: Option<Instant>,
     /// How far a drain of the node has come, while there is one.
     pub(super) drained: Option<Progress>,
     /// The deadline of a deletion has passed and what was left behind has been told.
@@ -178,6 +180,10 @@ impl NodeBackend for Agent {
 
     fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.pods.find(&self.name, namespace, name)
+    }
+
+    async fn changed(&self) {
+        self.pods.changed(&self.name).await;
     }
 
     fn provider(&self) -> Arc<dyn Provider> {

@@ -20,6 +20,7 @@
 //! | `drain` | empties it, with a contract |
 //! | `teardown` | takes it down again |
 //! | `beat` | Leases and probes, each one queue for the whole fleet |
+//! | `pace` | how fast counts of pods are written |
 //! | [`alone`] | one node without custom resources |
 //! | `set` | VirtualNodeSets: so many VirtualNodes of one template |
 //! | [`shard`] | which replica runs which node |
@@ -34,6 +35,7 @@ pub mod alone;
 mod beat;
 mod credentials;
 mod drain;
+mod pace;
 pub mod plan;
 pub mod ports;
 mod reconcile;
@@ -73,6 +75,7 @@ use crate::telemetry::health::Readiness;
 use crate::tls::CertSource;
 use agent::Agent;
 use alone::{Alone, OneNode};
+use pace::Pace;
 use ports::Ports;
 use serving::Serving;
 use set::Sets;
@@ -163,6 +166,8 @@ pub(crate) struct Fleet {
     beats: Arc<WorkQueue<Arc<str>>>,
     /// Providers to ask whether they are there.
     probes: Arc<WorkQueue<Arc<str>>>,
+    /// Statuses that only count pods.
+    counts: Pace,
 }
 
 /// Runs the fleet until `shutdown`. Leases, Nodes and pods stay as they are, for the next process.
@@ -218,6 +223,7 @@ async fn run_fleet(
         events: EventWriter::new(client.clone()),
         beats: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID).named("leases"),
         probes: WorkQueue::on_a_grid(beat::BACKOFF, beat::GRID).named("probes"),
+        counts: Pace::default(),
         nodes: LiveNodes::default(),
         sets: Sets {
             store: sets,

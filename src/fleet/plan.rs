@@ -144,6 +144,8 @@ fn parts(known: &Known<'_>) -> [(&'static str, Option<Problem>); 5] {
     let provider = problems.provider.clone().or_else(|| match known.reached {
         Reached::Yes => None,
         Reached::No(error) => Some(Problem::new("ProviderUnreachable", error.clone())),
+        // After a restart or a takeover it says what it said until the provider has answered.
+        Reached::Unknown if answered_before(known.vn) => None,
         Reached::Unknown => Some(Problem::new("NotYetKnown", "the provider has not answered yet")),
     });
     let registered = problems
@@ -161,6 +163,15 @@ fn parts(known: &Known<'_>) -> [(&'static str, Option<Problem>); 5] {
         (KUBELET_SERVING, kubelet),
         (REGISTERED, registered),
     ]
+}
+
+/// Whether the provider that the spec asks for answered when somebody last looked.
+fn answered_before(vn: &VirtualNode) -> bool {
+    let conditions = vn.status.iter().flat_map(|s| &s.conditions);
+    let generation = vn.metadata.generation;
+    conditions
+        .filter(|c| c.type_ == PROVIDER_REACHABLE)
+        .any(|c| c.status == "True" && c.observed_generation == generation)
 }
 
 fn good(kind: &str, known: &Known<'_>) -> (&'static str, Cow<'static, str>) {
@@ -275,6 +286,23 @@ mod tests {
         vn.status = Some(VirtualNodeStatus { kubelet: Some(kubelet.clone()), ..Default::default() });
         let status = status(&known(&vn, &Problems::default(), &Reached::Unknown, None), Timestamp::UNIX_EPOCH);
         assert_eq!(status.kubelet, Some(kubelet), "the port is kept");
+    }
+
+    #[test]
+    fn a_provider_that_answered_before_a_restart_is_not_said_to_be_silent() {
+        let (mut vn, problems) = (virtual_node(), Problems::default());
+        let endpoint = Endpoint { ip: [10, 0, 0, 1].into(), port: 20000 };
+        let look = |vn: &VirtualNode, reached: &Reached| {
+            status(&known(vn, &problems, reached, Some(&endpoint)), Timestamp::UNIX_EPOCH)
+        };
+        vn.status = Some(look(&vn, &Reached::Yes));
+        assert_eq!(look(&vn, &Reached::Unknown), vn.status.clone().unwrap(), "nothing is to be written");
+        // It was another provider, perhaps.
+        vn.metadata.generation = Some(4);
+        assert_eq!(look(&vn, &Reached::Unknown).reason.as_deref(), Some("NotYetKnown"));
+        vn.metadata.generation = Some(3);
+        vn.status = Some(look(&vn, &Reached::No("refused".into())));
+        assert_eq!(look(&vn, &Reached::Unknown).reason.as_deref(), Some("NotYetKnown"));
     }
 
     #[test]

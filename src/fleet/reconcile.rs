@@ -426,8 +426,12 @@ impl Fleet {
     /// Writes what is known into the VirtualNode's status, if it differs. Returns when to look again, if counts
     /// of pods are held back.
     pub(super) async fn write_status_of(&self, vn: &VirtualNode, agent: &Agent) -> kube::Result<Option<Duration>> {
-        let pods = self.pods.counts(&agent.name);
-        let (wanted, counts_written) = {
+        // Before all of them have been seen, as after a restart, there are as many as there were.
+        let pods = match self.pods.has_all(&agent.name) {
+            true => self.pods.counts(&agent.name),
+            false => vn.status.as_ref().and_then(|s| s.pods).unwrap_or_default(),
+        };
+        let wanted = {
             let state = agent.state();
             let known = Known {
                 vn,
@@ -442,13 +446,17 @@ impl Fleet {
                 drained: state.drained.as_ref(),
                 shard: &self.config.identity,
             };
-            (plan::status(&known, Timestamp::now()), state.counts_written)
+            plan::status(&known, Timestamp::now())
         };
         let before = json!(vn.status.clone().unwrap_or_default());
         let Some(patch) = merge::diff(&before, &json!(wanted)) else { return Ok(None) };
         let only_counts = patch.as_object().is_some_and(|p| p.len() == 1 && p.contains_key("pods"));
-        if only_counts && let Some(at) = counts_written {
-            let left = plan::COUNTS_DELAY.saturating_sub(at.elapsed());
+        if only_counts {
+            let mut state = agent.state();
+            let written = state.counts_written;
+            let turn = *state.counts_turn.get_or_insert_with(|| self.counts.turn(Instant::now()));
+            let due = written.map_or(turn, |at| turn.max(at + plan::COUNTS_DELAY));
+            let left = due.saturating_duration_since(Instant::now());
             if !left.is_zero() {
                 return Ok(Some(left));
             }
@@ -470,7 +478,10 @@ impl Fleet {
             Err(error) if is_not_found(&error) => return Ok(None),
             answer => drop(answer?),
         }
-        agent.state().counts_written = Some(Instant::now());
+        {
+            let mut state = agent.state();
+            (state.counts_written, state.counts_turn) = (Some(Instant::now()), None);
+        }
         self.tell(vn, agent, &wanted);
         Ok(None)
     }

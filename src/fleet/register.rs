@@ -194,7 +194,12 @@ impl Fleet {
             live.ready().is_some_and(|l| *l.status == *c.status && Some(&*l.reason) == c.reason.as_deref())
         };
         let due = {
-            let state = agent.state();
+            let mut state = agent.state();
+            if state.written.is_none() {
+                // What another process wrote, or this one before it was started anew, need not be written again.
+                let age = live.says(&wanted, Timestamp::now());
+                state.written = age.and_then(|age| Some((digest, Instant::now().checked_sub(age)?)));
+            }
             state.written.is_none_or(|(old, at)| {
                 // Spread, so that a fleet that started together does not write together.
                 let interval = names::NODE_STATUS_INTERVAL.mul_f64(0.9 + spread(&agent.name) / 5.0);

@@ -23,6 +23,7 @@ mod stats;
 mod stream;
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,15 +55,25 @@ pub trait NodeBackend: Send + Sync + 'static {
         Arc::default()
     }
 
-    /// Returns once the pod is no longer on this node: that ends the log streams that follow it.
+    /// Returns once a pod of this node may have changed since the future was first polled.
     ///
-    /// Implement it with a notification where there is one; the default looks every two seconds.
+    /// Implement it with a notification where there is one; the default is to look every two seconds.
+    async fn changed(&self) {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+
+    /// Returns once the pod is no longer on this node: that ends the log streams that follow it, and sessions with it.
     async fn until_gone(&self, pod: &PodRef) {
         loop {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            // Listening before looking, so that nothing is missed in between.
+            let mut changed = self.changed();
+            let listening = futures::poll!(&mut changed) == Poll::Pending;
             let found = self.find(&pod.namespace, &pod.name);
             if found.is_none_or(|p| p.metadata.uid.as_deref().unwrap_or_default() != &*pod.uid) {
                 return;
+            }
+            if listening {
+                changed.await;
             }
         }
     }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Taint};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch as watch_channel;
@@ -13,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::names;
 use crate::cluster::watch::watch;
+
+use super::render::statements;
 
 /// How long a condition has been what it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +62,10 @@ pub struct LiveNode {
     pub conditions: Box<[Transition]>,
     /// The names in `status.capacity`, since a resource that is no longer there must be taken away by name.
     pub resources: Vec<String>,
+    /// What the status says, as [`statements`].
+    pub said: Box<[u64]>,
+    /// `lastHeartbeatTime` of the condition `Ready`.
+    pub heartbeat: Option<Timestamp>,
     /// Being deleted.
     pub deleting: bool,
 }
@@ -67,7 +74,10 @@ impl LiveNode {
     /// Keeps what decides.
     pub fn of(node: Node) -> Self {
         let (meta, spec, status) = (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
+        let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
         Self {
+            said: statements(&status),
+            heartbeat: ready.and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0),
             uid: meta.uid.unwrap_or_default(),
             resource_version: meta.resource_version.unwrap_or_default(),
             labels: meta.labels.unwrap_or_default(),
@@ -83,6 +93,13 @@ impl LiveNode {
     /// Its `Ready` condition.
     pub fn ready(&self) -> Option<&Transition> {
         self.conditions.iter().find(|c| &*c.kind == "Ready")
+    }
+
+    /// How long ago it was last said that its status holds, when it says all of this status.
+    pub fn says(&self, status: &NodeStatus, now: Timestamp) -> Option<Duration> {
+        let all = statements(status).iter().all(|statement| self.said.contains(statement));
+        let age = self.heartbeat.filter(|_| all)?.duration_until(now);
+        Some(age.try_into().unwrap_or_default())
     }
 
     /// True when the Node stands for the VirtualNode of this uid.

@@ -205,22 +205,43 @@ fn conditions(
     all
 }
 
+/// A number for each statement of a status: each condition without its heartbeat, and each of the other parts that are
+/// ours to say. Equal statements have equal numbers.
+pub fn statements(status: &NodeStatus) -> Box<[u64]> {
+    // All of them are strings and numbers, which always serialise.
+    let number = |what: &str, said: serde_json::Result<Vec<u8>>| {
+        let mut hasher = DefaultHasher::new();
+        (what, said.unwrap_or_default()).hash(&mut hasher);
+        hasher.finish()
+    };
+    let conditions = status.conditions.iter().flatten().map(|condition| {
+        let timeless = NodeCondition { last_heartbeat_time: None, ..condition.clone() };
+        number("condition", serde_json::to_vec(&timeless))
+    });
+    let parts = [
+        number("capacity", serde_json::to_vec(&status.capacity)),
+        number("allocatable", serde_json::to_vec(&status.allocatable)),
+        number("addresses", serde_json::to_vec(&status.addresses)),
+        number("endpoints", serde_json::to_vec(&status.daemon_endpoints)),
+        number("features", serde_json::to_vec(&status.declared_features)),
+        number("info", serde_json::to_vec(&status.node_info)),
+    ];
+    conditions.chain(parts).collect()
+}
+
 /// A number that two statuses share when they differ in nothing but their heartbeats.
 pub fn digest(status: &NodeStatus) -> u64 {
-    let mut status = status.clone();
-    for condition in status.conditions.iter_mut().flatten() {
-        condition.last_heartbeat_time = None;
-    }
     let mut hasher = DefaultHasher::new();
-    // A status is strings and numbers, which always serialise.
-    serde_json::to_vec(&status).unwrap_or_default().hash(&mut hasher);
+    statements(status).hash(&mut hasher);
     hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::live::LiveNode;
     use serde_json::json;
+    use std::time::Duration;
 
     fn virtual_node(spec: serde_json::Value) -> VirtualNode {
         let mut vn = json!({
@@ -322,5 +343,24 @@ mod tests {
         };
         assert_eq!((time(&second, "Ready"), time(&third, "Ready")), (at(1), at(3)));
         assert_eq!(time(&third, "DiskPressure"), at(1));
+    }
+
+    #[test]
+    fn a_node_that_says_all_of_a_status_need_not_be_told() {
+        let vn = virtual_node(json!({}));
+        let endpoint = Endpoint { ip: [10, 0, 0, 1].into(), port: 20000 };
+        let ready = Readiness { ready: true, reason: "R".into(), message: String::new() };
+        let at = |s: i64| Timestamp::from_second(s).unwrap();
+        let written = status(&vn, None, &endpoint, &ready, &[], at(100));
+        let mut node = k8s_openapi::api::core::v1::Node { status: Some(written.clone()), ..Default::default() };
+        // Somebody else's words do not matter.
+        let others = NodeCondition { type_: "Burning".into(), ..Default::default() };
+        node.status.as_mut().unwrap().conditions.as_mut().unwrap().push(others);
+        let live = LiveNode::of(node.clone());
+        let wanted = |endpoint: &Endpoint| status(&vn, None, endpoint, &ready, &live.conditions, at(130));
+        assert_eq!(live.says(&wanted(&endpoint), at(130)), Some(Duration::from_secs(30)));
+        assert_eq!(live.says(&wanted(&Endpoint { port: 20001, ..endpoint.clone() }), at(130)), None);
+        node.status.as_mut().unwrap().capacity.as_mut().unwrap().insert("x/y".into(), Quantity("1".into()));
+        assert_eq!(LiveNode::of(node).says(&wanted(&endpoint), at(130)), None, "it says more than there is");
     }
 }

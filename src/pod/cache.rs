@@ -236,6 +236,7 @@ impl Cache {
         // The same name under a new VirtualNode: the pods stay bound to the name, what is known of their
         // provider does not.
         if let Some(old) = old {
+            old.state.changed.notify_waiters();
             for uid in old.uids {
                 let Some(pod) = index.pods.get(&uid).map(|e| guard(&e.record).pod.unpack()) else { continue };
                 index.pods.remove(&uid);
@@ -249,6 +250,7 @@ impl Cache {
         let mut index = self.write();
         let (name, entry) = index.nodes.remove_entry(name)?;
         entry.state.removed.store(true, Ordering::Release);
+        entry.state.changed.notify_waiters();
         if !entry.uids.is_empty() || entry.listing.is_some() {
             index.foreign.insert(name);
         }
@@ -360,6 +362,8 @@ impl Cache {
         // It may have become ours in between.
         let packed = packed.unwrap_or_else(|| PackedPod::new(&pod));
         let name = state.name.clone();
+        // Whoever waits can look only when the index is free again.
+        state.changed.notify_waiters();
         if let Some(entry) = index.pods.get(uid).cloned() {
             let mut record = guard(&entry.record);
             if version(&pod) < record.pod.version() {
@@ -390,6 +394,7 @@ impl Cache {
         let Some(entry) = index.pods.get(uid).cloned() else { return Applied::Ignored };
         let mut record = guard(&entry.record);
         record.gone = true;
+        entry.node.changed.notify_waiters();
         index.recount(&entry.node.name, &mut record, true);
         Applied::Changed { uid: record.reference.uid.clone(), node: entry.node.name.clone(), counts: true }
     }

@@ -323,6 +323,13 @@ impl PodController {
         self.cache.find(node, namespace, name)
     }
 
+    /// Returns once a pod of the node has changed since the future was first polled, or the node is not ours.
+    pub async fn changed(&self, node: &str) {
+        if let Some(state) = self.cache.node(node) {
+            state.changed.notified().await;
+        }
+    }
+
     /// True once every pod of every node has been seen.
     pub fn synced(&self) -> bool {
         *self.synced.borrow() || self.cache.nodes().iter().all(|n| n.seen())

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::cache::guard;
 use super::facts::NodeFacts;
@@ -29,6 +29,8 @@ pub(crate) struct NodeState {
     /// A watch of its own has brought all its pods.
     seen: AtomicBool,
     pub removed: AtomicBool,
+    /// Told whenever the API server has something else of one of its pods.
+    pub changed: Notify,
     pub calls: Arc<Semaphore>,
     /// Pods that wait for one of `calls`.
     parked: Mutex<HashSet<Key>>,
@@ -54,6 +56,7 @@ impl NodeState {
             adopted: AtomicBool::new(false),
             seen: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            changed: Notify::new(),
             calls: Arc::new(Semaphore::new(calls.max(1))),
             parked: Mutex::default(),
             facts: RwLock::new(handle.facts),

@@ -18,6 +18,7 @@ use crate::provider::PodObservation;
 use crate::provider::lost::lose;
 
 const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// What the status tells.
 #[derive(Clone, Copy, Debug)]
@@ -186,6 +187,24 @@ fn resources(s: &Situation<'_>, new: &mut PodStatus) {
             status.resources = Some(wanted.clone());
         }
     }
+}
+
+/// Whether a container runs that has not been given yet what it is to have by now. KEP-1287.
+fn resizing(s: &Situation<'_>) -> bool {
+    let (Story::Observed(o), Some(spec)) = (s.story, &s.pod.spec) else { return false };
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    all.into_iter().any(|wanted| {
+        let has = o.containers.iter().find(|c| c.name == wanted.name);
+        let has = has.filter(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
+        let (Some(has), Some(wanted)) = (has.and_then(|c| c.resources.as_ref()), &wanted.resources) else {
+            return false;
+        };
+        [(&has.requests, &wanted.requests), (&has.limits, &wanted.limits)].into_iter().any(|(has, wanted)| {
+            let amount =
+                |of: &Option<BTreeMap<String, Quantity>>, name| of.as_ref()?.get(name).and_then(|q| nano(&q.0));
+            ["cpu", "memory"].into_iter().any(|name| amount(has, name) != amount(wanted, name))
+        })
+    })
 }
 
 fn hosts(new: &mut PodStatus, ip: IpAddr) {
@@ -366,7 +385,11 @@ fn conditions(s: &Situation<'_>, new: &mut PodStatus) {
     if s.resize == Resize::Unchanged {
         conditions.retain(|c| c.type_ != RESIZE_PENDING);
     }
-    for (kind, (holds, reason, message)) in all.into_iter().chain(resize) {
+    let in_progress = resizing(s).then_some((RESIZE_IN_PROGRESS, (true, None, None)));
+    if in_progress.is_none() {
+        conditions.retain(|c| c.type_ != RESIZE_IN_PROGRESS);
+    }
+    for (kind, (holds, reason, message)) in all.into_iter().chain(resize).chain(in_progress) {
         let status = if holds { "True" } else { "False" }.to_owned();
         let old = conditions.iter().find(|c| c.type_ == kind);
         let since = old.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());

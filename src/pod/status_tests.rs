@@ -266,6 +266,27 @@ fn a_refused_resize_is_a_condition_that_goes_away() {
 }
 
 #[test]
+fn a_resize_is_a_condition_as_long_as_it_takes() {
+    let mut pod = pod("Always", &[], &["a"]);
+    let of =
+        |cpu: &str| serde_json::from_value(json!({"requests": {"cpu": cpu}, "limits": {"memory": "1Gi"}})).unwrap();
+    pod.spec.as_mut().unwrap().containers[0].resources = Some(of("200m"));
+    let mut told = observation(&pod, "", "r");
+    let with = |base: &PodStatus, told: &PodObservation| {
+        let (host_ip, resize) = ("192.0.2.1".parse().unwrap(), Resize::Unknown);
+        status(&Situation { pod: &pod, base, story: Story::Observed(told), host_ip, now: at(5), resize })
+    };
+    let in_progress = |s: &PodStatus| s.conditions.iter().flatten().any(|c| c.type_ == "PodResizeInProgress");
+    assert!(!in_progress(&with(&PodStatus::default(), &told)), "it has what it was made with");
+    told.containers[0].resources = Some(of("100m"));
+    let under_way = with(&PodStatus::default(), &told);
+    assert!(in_progress(&under_way));
+    assert_eq!(under_way.container_statuses.as_ref().unwrap()[0].resources, Some(of("100m")));
+    told.containers[0].resources = Some(of("0.2"));
+    assert!(!in_progress(&with(&under_way, &told)), "the same amount, written otherwise");
+}
+
+#[test]
 fn a_condition_that_holds_again_loses_the_reason_why_it_did_not() {
     let with = |condition: serde_json::Value| -> PodStatus {
         serde_json::from_value(json!({"conditions": [condition]})).unwrap()

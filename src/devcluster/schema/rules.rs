@@ -1,7 +1,9 @@
 //! What a custom resource's schema demands of a value beyond its shape.
 
 use regex::Regex;
-use serde_json::Value;
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
 
 use super::Schema;
 use super::parse::Parser;
@@ -29,6 +31,8 @@ pub(super) struct Rules {
     pub(super) not: Option<Schema>,
     /// The rules in CEL of this level alone, over the shape of everything below.
     pub(super) cel: Option<kube_cel::CompiledSchema>,
+    /// The fields that those rules look at, unless they look at the whole.
+    asked: Option<Vec<Box<str>>>,
     /// One of them asks how it was before, so that it counts for what has not changed as well.
     pub(super) transitions: bool,
 }
@@ -66,10 +70,41 @@ impl Rules {
             transitions: source["x-kubernetes-validations"]
                 .as_array()
                 .is_some_and(|all| all.iter().any(|r| r["rule"].as_str().is_some_and(is_transition))),
+            asked: asked(&source["x-kubernetes-validations"]),
             cel: source["x-kubernetes-validations"].is_array().then(|| kube_cel::compile_schema(&this_level(source))),
         };
         Some(rules)
     }
+
+    /// What the rules in CEL may see of a value, as far as they look: of the metadata of a whole object its name alone.
+    /// Making a value of CEL out of an object costs more than the rules that look at it.
+    pub(super) fn seen<'v>(&self, value: &'v Value, whole_object: bool) -> Cow<'v, Value> {
+        let (Value::Object(fields), Some(asked)) = (value, &self.asked) else { return Cow::Borrowed(value) };
+        let metadata = |value: &Value| {
+            let named =
+                ["name", "generateName"].into_iter().filter_map(|n| Some((n.to_owned(), value.get(n)?.clone())));
+            Value::Object(named.collect())
+        };
+        let seen = asked.iter().filter_map(|name| {
+            let field = fields.get(&**name)?;
+            let field = if whole_object && &**name == "metadata" { metadata(field) } else { field.clone() };
+            Some((name.to_string(), field))
+        });
+        Cow::Owned(Value::Object(seen.collect::<Map<_, _>>()))
+    }
+}
+
+/// The fields that all rules of a level look at, before and after a change.
+fn asked(rules: &Value) -> Option<Vec<Box<str>>> {
+    let mut all = std::collections::BTreeSet::new();
+    for rule in rules.as_array()? {
+        for text in ["rule", "messageExpression"].into_iter().filter_map(|key| rule[key].as_str()) {
+            for variable in ["self", "oldSelf"] {
+                all.extend(types::fields_asked(text, variable)?);
+            }
+        }
+    }
+    Some(all.into_iter().map(Into::into).collect())
 }
 
 /// The schema without the rules of what is below, which are checked at their own levels.
@@ -108,4 +143,31 @@ fn make_optional(rule: &mut Value) {
         rule["message"] = format!("failed rule: {said}").into();
     }
     rule["rule"] = wrapped.into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rules_see_what_they_ask_for() {
+        let object =
+            json!({"kind": "K", "metadata": {"name": "n", "labels": {"a": "b"}}, "spec": {"x": 1}, "status": {}});
+        for (rule, message, seen) in [
+            ("self.metadata.name.size() <= 63", None, json!({"metadata": {"name": "n"}})),
+            ("has(self.spec) && self.spec.x == oldSelf.spec.x", None, json!({"spec": {"x": 1}})),
+            ("self.?spec.?x.orValue(0) < 3", Some("self.kind"), json!({"kind": "K", "spec": {"x": 1}})),
+            ("self.absent == 'self'", None, json!({})),
+            ("self == oldSelf", None, object.clone()),
+            ("'x' in self", None, object.clone()),
+            ("self.size() > 1", None, object.clone()),
+            ("self.__namespace__ == 'x'", None, object.clone()),
+            ("[self].all(s, s.spec.x > 0)", None, object.clone()),
+        ] {
+            let rules = json!([{"rule": rule, "messageExpression": message}]);
+            let rules = Rules { asked: asked(&rules), ..Rules::default() };
+            assert_eq!(*rules.seen(&object, true), seen, "{rule}");
+        }
+    }
 }

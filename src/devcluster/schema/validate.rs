@@ -109,7 +109,9 @@ impl Schema {
         }
         if let Some(rules) = node.rules.as_ref().filter(|r| !same || r.transitions)
             && let Some(compiled) = &rules.cel
-            && let Err(faults) = kube_cel::validate_compiled(compiled, value, old)
+            && let whole = (path.is_empty() || node.embedded)
+            && let before = old.filter(|_| rules.transitions).map(|old| rules.seen(old, whole))
+            && let Err(faults) = kube_cel::validate_compiled(compiled, &rules.seen(value, whole), before.as_deref())
         {
             let faults = faults.into_vec().into_iter();
             errors.extend(faults.filter(|f| !same || is_transition(&f.rule)).map(|f| expressed(&f, path, value)));

@@ -43,7 +43,7 @@ impl Api {
             }
             let current = expect(write, key)?;
             check(write.kind, &current, options)?;
-            let done = match plan(write.kind, &current.value(), options, jiff::Timestamp::now()) {
+            let done = match plan(write.kind, current.value(), options, jiff::Timestamp::now()) {
                 Step::Wait => return Ok(Deleted::Pending(current)),
                 Step::Remove if write.dry_run => return Ok(Deleted::Gone(current)),
                 Step::Remove => self.store.remove(write.resource, key, current.revision).map(Deleted::Gone),
@@ -126,13 +126,13 @@ fn refused(kind: &Kind, current: &Object, message: &str) -> ApiError {
     ApiError::conflict(&kind.kind, &kind.group, &current.key.name, message)
 }
 
-fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
+fn plan(kind: &Kind, object: Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
     if kind.is("apiextensions.k8s.io", "customresourcedefinitions")
         && !object["metadata"]["deletionTimestamp"].is_string()
     {
         let mut held = object.clone();
         crds::hold(&mut held);
-        return match plan_of(kind, &held, options, at) {
+        return match plan_of(kind, held, options, at) {
             // Marked without a grace period or a new generation. apiextensions: `customresourcedefinition.REST.Delete`.
             Step::Write(mut next, gone) => {
                 super::create::remove(&mut next["metadata"], "deletionGracePeriodSeconds");
@@ -145,16 +145,15 @@ fn plan(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestam
     plan_of(kind, object, options, at)
 }
 
-fn plan_of(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
-    let meta = &object["metadata"];
+fn plan_of(kind: &Kind, mut next: Value, options: &DeleteOptions, at: jiff::Timestamp) -> Step {
+    let meta = &next["metadata"];
     let deleting = meta["deletionTimestamp"].is_string();
     let old_finalizers = texts(&meta["finalizers"]);
     // Jobs have always left their pods behind unless told otherwise. registry/batch/job: `DefaultGarbageCollectionPolicy`.
     let default = (kind.is("batch", "jobs") && !deleting).then_some("Orphan");
     let finalizers = propagate(old_finalizers.clone(), options.propagation.as_deref().or(default));
-    let mut next = object.clone();
     if kind.is("", "namespaces") {
-        return plan_namespace(object, next, finalizers);
+        return plan_namespace(next, finalizers);
     }
     let mut graceful = false;
     if kind.is("", "pods") {
@@ -171,7 +170,7 @@ fn plan_of(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Times
                 _ => {}
             },
             (false, _) => {
-                let grace = pod_grace(object, options);
+                let grace = pod_grace(&next, options);
                 next["metadata"]["deletionTimestamp"] = stamp(at, grace).into();
                 next["metadata"]["deletionGracePeriodSeconds"] = grace.into();
                 bump_generation(&mut next);
@@ -197,9 +196,9 @@ fn plan_of(kind: &Kind, object: &Value, options: &DeleteOptions, at: jiff::Times
 }
 
 /// A namespace stays until its content is gone: the namespace controller finalizes it.
-fn plan_namespace(object: &Value, mut next: Value, finalizers: Vec<String>) -> Step {
-    let deleting = object["metadata"]["deletionTimestamp"].is_string();
-    let held = !texts(&object["spec"]["finalizers"]).is_empty() || !finalizers.is_empty();
+fn plan_namespace(mut next: Value, finalizers: Vec<String>) -> Step {
+    let deleting = next["metadata"]["deletionTimestamp"].is_string();
+    let held = !texts(&next["spec"]["finalizers"]).is_empty() || !finalizers.is_empty();
     if !held {
         return Step::Remove;
     }
@@ -277,7 +276,7 @@ mod tests {
     fn plan_pod(pod: Value, grace: Option<i64>) -> Step {
         let kinds = Registry::new().kinds();
         let options = DeleteOptions { grace, ..DeleteOptions::default() };
-        plan(kinds.find("", "v1", "pods").unwrap(), &pod, &options, "2026-01-01T00:01:00Z".parse().unwrap())
+        plan(kinds.find("", "v1", "pods").unwrap(), pod, &options, "2026-01-01T00:01:00Z".parse().unwrap())
     }
 
     fn pod(node: &str, phase: &str) -> Value {
@@ -317,13 +316,13 @@ mod tests {
         let kind = kinds.find("", "v1", "configmaps").unwrap();
         let at = "2026-01-01T00:01:00Z".parse().unwrap();
         let held = json!({"metadata": {"name": "c", "finalizers": ["example.com/a"]}});
-        let Step::Write(next, false) = plan(kind, &held, &DeleteOptions::default(), at) else { panic!() };
+        let Step::Write(next, false) = plan(kind, held, &DeleteOptions::default(), at) else { panic!() };
         assert_eq!(next["metadata"]["deletionGracePeriodSeconds"], 0);
-        assert_eq!(plan(kind, &next, &DeleteOptions::default(), at), Step::Wait);
+        assert_eq!(plan(kind, next, &DeleteOptions::default(), at), Step::Wait);
         let free = json!({"metadata": {"name": "c"}});
-        assert_eq!(plan(kind, &free, &DeleteOptions::default(), at), Step::Remove);
+        assert_eq!(plan(kind, free.clone(), &DeleteOptions::default(), at), Step::Remove);
         let orphan = DeleteOptions { propagation: Some("Orphan".into()), ..DeleteOptions::default() };
-        let Step::Write(next, false) = plan(kind, &free, &orphan, at) else { panic!() };
+        let Step::Write(next, false) = plan(kind, free, &orphan, at) else { panic!() };
         assert_eq!(next["metadata"]["finalizers"], json!(["orphan"]));
     }
 }

@@ -202,7 +202,7 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Asking) 
             let mut write = call.write()?;
             write.dry_run = options.dry_run;
             if let Some(object) = call.resource.get(&call.key()) {
-                admission::node::delete(&call.user, &call.kind, &object.value())?;
+                admission::node::delete(&call.user, &call.kind, &object)?;
             }
             let deleted = api.delete(&write, &call.key(), &options)?;
             let mut answer = answer_json(200, &Api::deletion_answer(&call.kind, &deleted));
@@ -216,7 +216,7 @@ async fn resource_request(api: &Arc<Api>, call: Call, verb: &str, body: Asking) 
         }
         "deletecollection" => {
             let options = delete_options(&call, body).await?;
-            delete_collection(api, &call, &options)
+            delete_collection(api, &call, &options).await
         }
         _ => Err(not_allowed()),
     }
@@ -257,34 +257,28 @@ async fn delete_options(call: &Call, body: Asking) -> Result<DeleteOptions> {
 
 const DELETE_OPTIONS: &str = "DeleteOptions";
 
-fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<Answer> {
+async fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<Answer> {
     let page = read::select(api, call)?;
     let mut write = call.write()?;
     write.dry_run = options.dry_run;
-    let mut items = Vec::with_capacity(page.objects.len());
-    for object in &page.objects {
-        admission::node::delete(&call.user, &call.kind, &object.value())?;
+    let mut deleted = Vec::with_capacity(page.objects.len());
+    for object in page.objects {
+        admission::node::delete(&call.user, &call.kind, &object)?;
         match api.delete(&write, &object.key, options) {
             // The answer tells what was there, not what became of it.
-            Ok(Deleted::Gone(_) | Deleted::Pending(_)) => {
-                let mut item = Api::served_value(&call.kind, object);
-                if !call.kind.custom {
-                    super::create::remove(&mut item, "kind");
-                    super::create::remove(&mut item, "apiVersion");
-                }
-                items.push(item);
-            }
+            Ok(Deleted::Gone(_) | Deleted::Pending(_)) => deleted.push(object),
             // Somebody else was faster; that is what was asked for.
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
         }
+        // Ten thousand of them take seconds, in which others want their answers.
+        tokio::task::yield_now().await;
     }
-    let mut list = json!({"kind": &*call.kind.list_kind, "apiVersion": call.kind.api_version(),
-        "metadata": {"resourceVersion": api.store.revision().to_string()}, "items": items});
+    let mut meta = json!({"resourceVersion": api.store.revision().to_string()});
     if call.kind.custom {
-        list["metadata"]["continue"] = "".into();
+        meta["continue"] = "".into();
     }
-    Ok(answer_json(200, &list))
+    Ok(read::stream_list(&call.kind, &meta, deleted))
 }
 
 /// What Kubernetes says of kinds that are on their way out.

@@ -223,7 +223,7 @@ fn item(kind: &Kind, itself: &str, object: &Object, out: &mut Vec<u8>) {
     }
 }
 
-fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Answer {
+pub(crate) fn stream_list(kind: &Arc<Kind>, meta: &Value, objects: Vec<Arc<Object>>) -> Answer {
     let api_version = kind.api_version();
     let head = format!(
         "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{meta},\"items\":[",

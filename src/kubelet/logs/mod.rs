@@ -4,6 +4,7 @@
 //! polled, and nothing piles up in between. Lines that are there together go out together; a single one
 //! goes out at once.
 
+mod follow;
 mod format;
 mod query;
 
@@ -68,6 +69,14 @@ pub(super) async fn container_logs(
     let lines = within(server, provider.logs(&pod_ref, container, &options))
         .await
         .map_err(|error| refused(error, &pod, container, previous))?;
+    let lines = match follow && !previous {
+        true => {
+            let of = (pod_ref.clone(), container.to_owned());
+            let restarts = follow::restarts(&pod, container);
+            follow::through_runs(lines, backend.clone(), of, restarts, server.options.provider_timeout)
+        }
+        false => lines,
+    };
 
     let end: BoxFuture<'static, ()> = if follow {
         let (backend, closed) = (backend.clone(), closed.clone());

@@ -25,6 +25,23 @@ pub(super) fn replaced(text: &str, variable: &str, by: &str) -> Option<String> {
     (done > 0).then(|| out + &text[done..])
 }
 
+/// The fields that an expression asks of a variable; `None` when it asks for the variable as a whole, or for fields
+/// whose names are written otherwise.
+pub(super) fn fields_asked<'t>(text: &'t str, variable: &str) -> Option<Vec<&'t str>> {
+    use lex::Token::{Name, Sign};
+    let tokens: Vec<_> = lex::tokens(text)?.into_iter().map(|(token, _)| token).collect();
+    let places = (0..tokens.len()).filter(|i| tokens[*i] == Name(variable) && (*i == 0 || tokens[i - 1] != Sign(".")));
+    let asked = places.map(|i| match &tokens[i + 1..] {
+        [Sign("."), Sign("?"), Name(field), ..] | [Sign("."), Name(field), ..] => {
+            // A method is asked of the whole.
+            let called = tokens.get(i + 3) == Some(&Sign("(")) && tokens[i + 2] != Sign("?");
+            (!called && !field.contains("__")).then_some(*field)
+        }
+        _ => None,
+    });
+    asked.collect()
+}
+
 /// What a rule's text has at a byte.
 #[derive(Debug, PartialEq)]
 pub(super) struct Fault {

@@ -8,6 +8,7 @@ use crate::auth::tokens::ISSUER;
 use crate::kinds::Kind;
 use crate::server::{Api, Write};
 use crate::status::{ApiError, Result};
+use crate::store::Object;
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels of Kubernetes' own domains that a kubelet sets.
@@ -90,13 +91,15 @@ pub(super) fn update(write: &Write<'_>, new: &Value, old: &Value) -> Result<()> 
 }
 
 /// Before an object is deleted.
-pub(crate) fn delete(user: &User, kind: &Kind, object: &Value) -> Result<()> {
-    match node_name(user) {
-        Some(node) if kind.is("", "pods") && object["spec"]["nodeName"] != node => {
+pub(crate) fn delete(user: &User, kind: &Kind, object: &Object) -> Result<()> {
+    let Some(node) = node_name(user).filter(|_| kind.is("", "pods")) else { return Ok(()) };
+    let pod = object.value();
+    match pod["spec"]["nodeName"] == node {
+        true => Ok(()),
+        false => {
             let message = format!("node {node:?} can only delete pods with spec.nodeName set to itself");
-            Err(refuse(kind, object, &message))
+            Err(refuse(kind, &pod, &message))
         }
-        _ => Ok(()),
     }
 }
 

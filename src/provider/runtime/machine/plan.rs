@@ -204,6 +204,11 @@ impl ContainerPlan {
         })
     }
 
+    /// Whether there is an end after which the container runs again.
+    pub fn may_restart(&self) -> bool {
+        self.restart != Restart::Never || self.rules.iter().any(|rule| rule.action.starts_with("Restart"))
+    }
+
     /// Whether a container that ended with `code` is to run again. KEP-5307: the first rule that matches
     /// decides, then the policy.
     pub fn restarts_after(&self, code: i32) -> bool {
