@@ -163,7 +163,8 @@ fn dies_taking_over(method: &str, path: &str, after: bool) {
     let bed = Bed::cluster_only();
     let mut one = bed.start_replica("one");
     let names = fleet(&bed, NODES);
-    let mut two = bed.start_replica("two");
+    // Elsewhere, so that whoever takes a node over has to say where it is now.
+    let mut two = bed.start_replica_at("two", "127.0.0.2");
     let shared = settled(&bed, &["one", "two"]);
     let before = untouched(&bed, &names);
     let taken = shared.iter().find(|(_, owner)| *owner == "one").expect("one has nodes").0;

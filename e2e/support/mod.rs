@@ -243,12 +243,17 @@ impl Bed {
 
     /// Starts an operator beside others, with a name and ports of its own.
     pub fn start_replica(&self, identity: &str) -> Process {
-        self.replica(identity, &self.kubeconfig, &[])
+        self.start_replica_at(identity, "127.0.0.1")
+    }
+
+    /// The same at an address of its own, as on another machine.
+    pub fn start_replica_at(&self, identity: &str, address: &str) -> Process {
+        self.replica(identity, &self.kubeconfig, address, &[])
     }
 
     /// The same with variables.
     pub fn start_replica_with(&self, identity: &str, variables: &[(&str, &str)]) -> Process {
-        self.replica(identity, &self.kubeconfig, variables)
+        self.replica(identity, &self.kubeconfig, "127.0.0.1", variables)
     }
 
     /// The same as an administrator of this name, so that the development cluster can tell it from others.
@@ -260,16 +265,16 @@ impl Bed {
         }
         let path = self.dir.path().join(format!("{user}.kubeconfig"));
         std::fs::write(&path, config.to_string()).expect("a file");
-        self.replica(identity, &path, &[])
+        self.replica(identity, &path, "127.0.0.1", &[])
     }
 
-    fn replica(&self, identity: &str, kubeconfig: &Path, variables: &[(&str, &str)]) -> Process {
+    fn replica(&self, identity: &str, kubeconfig: &Path, address: &str, variables: &[(&str, &str)]) -> Process {
         let (first, last) = port_range();
         let mut command = Command::new(vnode_binary());
         command.envs(variables.iter().copied());
         command.arg("operator").arg("--kubeconfig").arg(kubeconfig);
-        command.args(["--kubelet-ports", &format!("{first}-{last}"), "--node-ip", "127.0.0.1"]);
-        command.args(["--kubelet-bind-address", "127.0.0.1", "--metrics-addr", "127.0.0.1:0"]);
+        command.args(["--kubelet-ports", &format!("{first}-{last}"), "--node-ip", address]);
+        command.args(["--kubelet-bind-address", address, "--metrics-addr", "127.0.0.1:0"]);
         command.args(["--namespace", "vnode-system", "--identity", identity]);
         let mut process = Process::start(command, &self.dir.path().join(format!("{identity}.log")));
         let out = process.child.stdout.take().expect("piped");

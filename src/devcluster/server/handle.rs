@@ -257,12 +257,19 @@ async fn delete_options(call: &Call, body: Asking) -> Result<DeleteOptions> {
 
 const DELETE_OPTIONS: &str = "DeleteOptions";
 
+/// Objects of a collection that are deleted before others get their turn.
+const TURN: usize = 16;
+
 async fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> Result<Answer> {
     let page = read::select(api, call)?;
     let mut write = call.write()?;
     write.dry_run = options.dry_run;
     let mut deleted = Vec::with_capacity(page.objects.len());
-    for object in page.objects {
+    for (n, object) in page.objects.into_iter().enumerate() {
+        if n % TURN == TURN - 1 {
+            // Ten thousand of them take seconds, in which others want their answers.
+            tokio::task::yield_now().await;
+        }
         admission::node::delete(&call.user, &call.kind, &object)?;
         match api.delete(&write, &object.key, options) {
             // The answer tells what was there, not what became of it.
@@ -271,8 +278,6 @@ async fn delete_collection(api: &Api, call: &Call, options: &DeleteOptions) -> R
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
         }
-        // Ten thousand of them take seconds, in which others want their answers.
-        tokio::task::yield_now().await;
     }
     let mut meta = json!({"resourceVersion": api.store.revision().to_string()});
     if call.kind.custom {

@@ -41,6 +41,7 @@ pub(crate) fn object_answer(call: &Call, code: u16, object: &Object) -> Result<A
             value
         }
         Form::Object => return Ok(json_bytes(code, Api::served(&call.kind, object))),
+        Form::Partial if !agreed.beta => return Ok(json_bytes(code, partial_of(object))),
         Form::Partial => partial(&object.value()),
         Form::Table => {
             let value = Api::served_value(&call.kind, object);
@@ -91,6 +92,12 @@ fn make_beta(answer: &mut Value) {
 
 pub(crate) fn partial(value: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+}
+
+/// The same of a stored object, which needs no parsing for it.
+pub(crate) fn partial_of(object: &Object) -> String {
+    let metadata = object.metadata();
+    format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{metadata}}}"#)
 }
 
 pub(crate) fn include(call: &Call) -> Result<IncludeObject> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::http::{Answer, Form, agree, answer, streamed};
-use super::read::{self, include, partial, selector};
+use super::read::{self, include, selector};
 use super::{Api, Call};
 use crate::selector::Selector;
 use crate::status::{ApiError, Result};
@@ -209,7 +209,7 @@ impl Watch {
         out.extend_from_slice(b"\",\"object\":");
         match self.form {
             Form::Object => out.extend_from_slice(&Api::served(&self.call.kind, object)),
-            Form::Partial => out.extend_from_slice(partial(&object.value()).to_string().as_bytes()),
+            Form::Partial => out.extend_from_slice(read::partial_of(object).as_bytes()),
             Form::Table => {
                 let value = Api::served_value(&self.call.kind, object);
                 let meta = json!({"resourceVersion": object.revision.to_string()});

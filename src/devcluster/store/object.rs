@@ -48,6 +48,17 @@ impl Object {
         serde_json::from_slice(&self.json).unwrap_or_default()
     }
 
+    /// `metadata` as it is written, without the rest having been parsed.
+    pub(crate) fn metadata(&self) -> &str {
+        #[derive(serde::Deserialize)]
+        struct Head<'a> {
+            #[serde(borrow)]
+            metadata: &'a serde_json::value::RawValue,
+        }
+        // Stored objects always have it.
+        serde_json::from_slice::<Head<'_>>(&self.json).map_or("{}", |head| head.metadata.get())
+    }
+
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
