@@ -72,8 +72,9 @@ pub trait NodeBackend: Send + Sync + 'static {
             if found.is_none_or(|p| p.metadata.uid.as_deref().unwrap_or_default() != &*pod.uid) {
                 return;
             }
-            if listening {
-                changed.await;
+            match listening {
+                true => changed.await,
+                false => tokio::task::yield_now().await,
             }
         }
     }

@@ -201,12 +201,6 @@ const ROWS: &[Row] = &[
         .of("kube-aggregator.pkg.apis.apiregistration.v1")
         .categories(&["api-extensions"])
         .status(),
-    row("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", C)
-        .of("apiextensions-apiserver.pkg.apis.apiextensions.v1")
-        .short(&["crd", "crds"])
-        .categories(&["api-extensions"])
-        .status()
-        .generation(),
     row("apps", "v1", "ControllerRevision", "controllerrevisions", N).of(APPS),
     row("apps", "v1", "DaemonSet", "daemonsets", N).of(APPS).short(&["ds"]).all().status().generation(),
     row("apps", "v1", "Deployment", "deployments", N)
@@ -265,6 +259,12 @@ const ROWS: &[Row] = &[
     row("storage.k8s.io", "v1", "CSIStorageCapacity", "csistoragecapacities", N).of(STORAGE),
     row("storage.k8s.io", "v1", "StorageClass", "storageclasses", C).of(STORAGE).short(&["sc"]),
     row("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments", C).of(STORAGE).status(),
+    row("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", C)
+        .of("apiextensions-apiserver.pkg.apis.apiextensions.v1")
+        .short(&["crd", "crds"])
+        .categories(&["api-extensions"])
+        .status()
+        .generation(),
     row("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", C)
         .of("api.scheduling.v1")
         .short(&["pc"])

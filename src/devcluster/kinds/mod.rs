@@ -152,6 +152,8 @@ impl Kinds {
                 None => versions.push((kind.version.clone(), vec![kind])),
             }
         }
+        // Served by somebody else on a cluster, so it comes after what definitions bring. apiserver: `GroupPriorityMinimum`.
+        groups.sort_by_key(|(group, _)| &**group == "metrics.k8s.io");
         for (_, versions) in &mut groups {
             versions.sort_by_key(|(version, _)| std::cmp::Reverse(version_rank(version)));
             versions.iter_mut().for_each(|(_, kinds)| kinds.sort_by(|a, b| a.plural.cmp(&b.plural)));

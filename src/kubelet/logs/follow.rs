@@ -83,7 +83,7 @@ async fn next_run(backend: &Arc<dyn NodeBackend>, pod: &PodRef, container: &str,
                 () = changed => {}
                 () = lag.as_mut() => return None,
             },
-            Next::Later | Next::Unknown => {}
+            Next::Later | Next::Unknown => tokio::task::yield_now().await,
         }
     }
 }
